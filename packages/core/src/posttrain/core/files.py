@@ -1,0 +1,135 @@
+"""Files that are whole or absent: everything is written beside its place and renamed into it.
+
+A crash or a full disk leaves the old content or none, never a half. "No space left" becomes a WorkError that names
+the path.
+"""
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from posttrain.core.errors import RequestError, WorkError
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns the operating system's refusals to write into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise WorkError(f"no space left to write {path}; free some (posttrain runs gc) and start again") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise WorkError(f"cannot write {path}: {error.strerror}") from error
+        raise
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Writes `data` durably under `path`, making parent folders; readers see the old file or the new one."""
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """`atomic_write_bytes` of UTF-8 text."""
+    atomic_write_bytes(path, text.encode())
+
+
+def atomic_write_json(path: Path, value: Any) -> None:
+    """`atomic_write_text` of indented JSON with a final newline."""
+    atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yields an empty folder that takes the place of `path` when the block ends well, and vanishes when it does not."""
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+        try:
+            yield new
+            for file in new.rglob("*"):
+                if file.is_file():
+                    with open(file, "rb") as handle:
+                        os.fsync(handle.fileno())
+            os.chmod(new, 0o755)
+            if path.exists():
+                old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old.tmp"))
+                os.replace(path, old / "old")
+                os.replace(new, path)
+                shutil.rmtree(old)
+            else:
+                os.replace(new, path)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; RequestError names the file when it is missing or malformed."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RequestError(f"{path} does not exist") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RequestError(f"{path} is not JSON: {error}") from None
+
+
+def read_jsonl(path: Path, *, allow_empty: bool = False) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file. RequestError names file and line for what is not UTF-8, JSON or an object."""
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except FileNotFoundError:
+        raise RequestError(f"{path} does not exist") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise RequestError(f"{path}:{number} is not UTF-8 (byte {error.start}); convert the file") from None
+        except json.JSONDecodeError as error:
+            raise RequestError(f"{path}:{number} is not JSON: {error.msg} at column {error.colno}") from None
+        if not isinstance(row, dict):
+            raise RequestError(f"{path}:{number} must be a JSON object, not {type(row).__name__}")
+        rows.append(row)
+    if not rows and not allow_empty:
+        raise RequestError(f"{path} is empty")
+    return rows
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes all rows, one object a line, atomically."""
+    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
+    """Appends one object under a lock beside the file, so that concurrent writers never mix their lines."""
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+        with FileLock(f"{path}.lock"), open(path, "ab") as file:
+            file.write(line.encode())

@@ -1,0 +1,3 @@
+"""The pairwise judge."""
+
+__version__ = "0.1.0"
