@@ -1,0 +1,209 @@
+"""Thin, synchronous HTTP clients of the policy and the reward service, contract 1.
+
+They retry what can heal by itself (no connection, a broken one, 503, 429) with exponential back-off, and raise at
+once what cannot. A client that meets another contract number says so and stops. A stock vLLM server, which sends no
+contract number, is taken as it is.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from posttrain.core.errors import ContractError, RequestError, WorkError
+from posttrain.core.wire import CONTRACT, CONTRACT_HEADER, DIGEST_HEADER, FinishReason, ScoreItem
+
+RETRIED_STATUS = {429, 502, 503, 504}
+
+
+class ServiceUnavailable(WorkError):
+    """No usable answer within the patience of the client."""
+
+
+class StaleVersion(WorkError):
+    """The policy service does not hold the version asked for; push it and ask again."""
+
+
+class _Transient(Exception):
+    pass
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled continuation. `logprobs[t]` belongs to `token_ids[t]`, in nats, before any truncation."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    text: str
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """Scores in the order of the items, and the digest or version of each source."""
+
+    scores: list[dict[str, float]]
+    sources: dict[str, str]
+
+
+class _Service:
+    """What both clients share: address, key, contract check, retries."""
+
+    def __init__(
+        self, url: str, api_key: str | None = None, *, patience: float = 120.0, timeout: float = 600.0
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise RequestError(f"service address '{url}' must start with http:// or https://")
+        self.url = url.rstrip("/")
+        self.patience = patience
+        key = api_key or os.environ.get("POSTTRAIN_API_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        # A new connection costs microseconds on loopback; a kept one to a restarted service costs a retry.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self._http = httpx.Client(headers=headers, limits=limits, timeout=httpx.Timeout(timeout, connect=5.0))
+
+    def close(self) -> None:
+        """Ends the connections."""
+        self._http.close()
+
+    def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        """One request with retries; any status outside `RETRIED_STATUS` is returned as it is."""
+        retrying = Retrying(
+            retry=retry_if_exception_type(_Transient),
+            wait=wait_random_exponential(multiplier=0.2, max=5),
+            stop=stop_after_delay(self.patience),
+            reraise=True,
+        )
+        try:
+            response: httpx.Response = retrying(self._once, method, path, **arguments)
+        except _Transient as error:
+            raise ServiceUnavailable(
+                f"{self.url} did not answer within {self.patience:.0f} s ({error}); is the service running?"
+            ) from None
+        spoken = response.headers.get(CONTRACT_HEADER)
+        if spoken is not None and spoken != str(CONTRACT):
+            raise ContractError(f"{self.url} speaks contract {spoken}, this client {CONTRACT}; use matching versions")
+        return response
+
+    def _once(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, self.url + path, **arguments)
+        except (httpx.TransportError, httpx.RemoteProtocolError) as error:
+            raise _Transient(f"{type(error).__name__}: {error}") from error
+        if response.status_code in RETRIED_STATUS:
+            raise _Transient(f"status {response.status_code}: {error_message(response)}")
+        return response
+
+    def check(self, response: httpx.Response, doing: str) -> Any:
+        """The JSON of a good answer, or one clear error."""
+        if response.status_code == 200:
+            return response.json()
+        text = f"{self.url} refused to {doing} (status {response.status_code}): {error_message(response)}"
+        raise (RequestError if response.status_code < 500 else WorkError)(text)
+
+    def ready(self) -> bool:
+        """Whether the service says that it can work."""
+        try:
+            return self._http.get(self.url + "/readyz", timeout=2.0).status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+class PolicyClient(_Service):
+    """Samples from a policy service and pushes weights to it."""
+
+    def __init__(self, url: str, api_key: str | None = None, *, model: str = "policy", **options: float) -> None:
+        super().__init__(url, api_key, **options)
+        self.model = model
+
+    def complete(
+        self,
+        prompts: Sequence[list[int]],
+        *,
+        version: int | None,
+        max_tokens: int,
+        n: int = 1,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> list[list[Completion]]:
+        """`n` completions of each prompt of token ids, as `[prompt][choice]`, with ids and log-probabilities.
+
+        `version` None takes the current weights. Raises StaleVersion when the service does not hold that version.
+        """
+        model = self.model if version is None else f"{self.model}@{version}"
+        body = {
+            "model": model,
+            "prompt": [list(prompt) for prompt in prompts],
+            "n": n,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "seed": seed,
+            "logprobs": 0,
+            "return_token_ids": True,
+        }
+        response = self.request("POST", "/v1/completions", json=body)
+        if response.status_code == 404 and error_code(response) == "model_not_found":
+            raise StaleVersion(f"{self.url} does not hold {model}: {error_message(response)}")
+        answer = self.check(response, "complete")
+        if version is not None and answer["model"] != model:
+            raise StaleVersion(f"{self.url} answered with {answer['model']} instead of {model}")
+        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+        if len(choices) != n * len(prompts):
+            raise WorkError(f"{self.url} gave {len(choices)} choices for {len(prompts)} prompts with n = {n}")
+        completions = [
+            Completion(
+                choice["token_ids"], choice["logprobs"]["token_logprobs"], choice["text"], choice["finish_reason"]
+            )
+            for choice in choices
+        ]
+        return [completions[start : start + n] for start in range(0, len(completions), n)]
+
+    def push(self, version: int, weights: bytes | Path) -> dict[str, Any]:
+        """Makes one safetensors file the weights of `version`; the service's `{"id", "sha256"}`."""
+        data = weights if isinstance(weights, bytes) else Path(weights).read_bytes()
+        headers = {
+            DIGEST_HEADER: hashlib.sha256(data).hexdigest(),
+            "Content-Type": "application/octet-stream",
+        }
+        path = f"/v1/models/{self.model}@{version}"
+        return self.check(self.request("PUT", path, content=data, headers=headers), f"take weights {version}")
+
+    def models(self) -> dict[str, Any]:
+        """`GET /v1/models`."""
+        return self.check(self.request("GET", "/v1/models"), "list its models")
+
+
+class RewardClient(_Service):
+    """Scores completions at a reward service."""
+
+    def score(self, sources: Sequence[str], items: Sequence[ScoreItem | dict[str, Any]]) -> ScoreResult:
+        """Each item's score by each source."""
+        plain = [item.model_dump() if isinstance(item, ScoreItem) else item for item in items]
+        response = self.request("POST", "/score", json={"sources": list(sources), "items": plain})
+        answer = self.check(response, "score")
+        if len(answer["scores"]) != len(plain):
+            raise WorkError(f"{self.url} gave {len(answer['scores'])} scores for {len(plain)} items")
+        return ScoreResult(answer["scores"], answer["sources"])
+
+
+def error_message(response: httpx.Response) -> str:
+    """The message in an error of OpenAI's form, or the start of whatever came."""
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return response.text[:200]
+
+
+def error_code(response: httpx.Response) -> str | None:
+    """The code in an error of OpenAI's form."""
+    try:
+        return response.json()["error"]["code"]
+    except (ValueError, KeyError, TypeError):
+        return None
