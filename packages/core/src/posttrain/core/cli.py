@@ -1,0 +1,122 @@
+"""The `posttrain` command: it shows and runs the subcommands of whatever packages are installed.
+
+A package offers a function by an entry point of group `posttrain.commands`, whose name is the place in the command
+tree (`serve.policy` is `posttrain serve policy`) and whose value is a plain function with typer annotations.
+"""
+
+import logging
+import os
+import sys
+import traceback
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import click
+import typer
+from rich.console import Console
+
+from posttrain.core.errors import PosttrainError, suggest
+
+GROUP = "posttrain.commands"
+SECTIONS = {
+    "serve": "Run a service in the foreground.",
+    "runs": "What lies under runs/, what it cost, what can go.",
+    "results": "The committed record of what was measured.",
+    "judge": "Pairwise comparison of answers.",
+    "data": "Look at data as the trainers see them.",
+}
+
+
+class CommandTree(click.Group):
+    """A group whose commands are entry points below `prefix`, loaded when they are shown or called."""
+
+    def __init__(self, prefix: str = "", **options: Any) -> None:
+        super().__init__(**options)
+        self.prefix = prefix
+
+    @cached_property
+    def _entries(self) -> dict[str, EntryPoint]:
+        found = {entry.name: entry for entry in entry_points(group=GROUP)}
+        return {name[len(self.prefix) :]: entry for name, entry in found.items() if name.startswith(self.prefix)}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({name.partition(".")[0] for name in self._entries})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if entry := self._entries.get(name):
+            return _command(name, entry.load())
+        if any(known.startswith(name + ".") for known in self._entries):
+            return CommandTree(f"{self.prefix}{name}.", name=name, help=SECTIONS.get(name), no_args_is_help=True)
+        return None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if not self.get_command(ctx, args[0]):
+            ctx.fail(f"unknown command '{args[0]}' {suggest(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+
+def _command(name: str, function: Any) -> click.Command:
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(name=name)(function)
+    return typer.main.get_command(app)
+
+
+def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import distributions
+
+        names = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"].startswith("posttrain-")}
+        click.echo("\n".join(f"{name} {version}" for name, version in sorted(names.items())))
+        ctx.exit()
+
+
+def root() -> CommandTree:
+    """The whole command tree."""
+    options = [
+        click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."),
+        click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_version),
+    ]
+    return CommandTree(
+        name="posttrain", help="A laboratory for LLM post-training.", params=options, callback=lambda debug: None
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command and exits: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # One switch for a person who wants to see everything, wherever in the line it stands.
+    debug = "--debug" in arguments or bool(os.environ.get("POSTTRAIN_DEBUG"))
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(name)s: %(message)s")
+    sys.exit(run(arguments, debug))
+
+
+def run(arguments: list[str], debug: bool = False) -> int:
+    """The exit status of one command line."""
+    try:
+        result = root().main(arguments, prog_name="posttrain", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        _say(error.format_message())
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted; start the same command again to resume")
+        return 130
+    except PosttrainError as error:
+        if debug:
+            traceback.print_exc()
+        _say(str(error))
+        return error.exit_status
+
+
+def _say(message: str) -> None:
+    Console(stderr=True).print(f"[bold red]error[/]: {_escape(message)}", soft_wrap=True, highlight=False)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
