@@ -1,0 +1,134 @@
+"""One stage from start to provenance: what every method gets, and what is done around every method.
+
+A method is a module with `Settings` (its settings class), `VERSION` (an integer, raised when its results change) and
+`train(settings, inputs) -> summary`. `run_stage` locks the run directory, writes the resolved `config.yaml`, calls
+`train`, and writes `provenance.json` last: a crash leaves nothing that looks finished. Resuming is the method's own
+work, from `inputs.run.state`. Which stages need which others, and where their checkpoints come from, is lab's.
+"""
+
+import importlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+from posttrain.core.clients import PolicyClient, RewardClient
+from posttrain.core.config import Settings, read_yaml
+from posttrain.core.errors import RequestError, suggest
+from posttrain.core.files import atomic_write_text
+from posttrain.core.runs import RunDirectory, StageIdentity
+from posttrain.core.seeds import seed_everything
+from posttrain.data.sources import Source, describe_source
+from posttrain.trainers.provenance import Meter, environment
+
+METHODS: dict[str, str] = {
+    "sft": "posttrain.trainers.sft",
+    "rm": "posttrain.trainers.reward_model",
+    "preferences": "posttrain.trainers.preferences",
+    "ppo": "posttrain.trainers.ppo",
+}
+"""Name of a method to the module that implements it, imported when the method is asked for."""
+
+
+@dataclass(frozen=True)
+class StageInputs:
+    """Everything that a method gets besides its settings. A method raises RequestError for one that it needs and
+    that is None."""
+
+    run: RunDirectory
+    """Where the stage writes: metrics.jsonl, state/ while it runs, checkpoint/ at the end."""
+    seed: int
+    """The run's seed; every other seed derives from it."""
+    start: Path
+    """The checkpoint folder to start from."""
+    reference: Path | None = None
+    """The checkpoint that KL is measured against."""
+    source: Source | None = None
+    """Training data."""
+    validation: Source | None = None
+    """Held-out data; without it a method that needs some holds a share of `source` out."""
+    policy: PolicyClient | None = None
+    """The policy service that samples completions."""
+    reward: RewardClient | None = None
+    """The reward service that scores them."""
+    trackers: tuple[str, ...] = ()
+    """Where metrics go besides metrics.jsonl: wandb, tensorboard, trackio."""
+    threads: int | None = None
+    """Torch's intra-op threads, None for torch's own choice. Results have the same bits for the same number only."""
+
+
+def method_module(method: str) -> ModuleType:
+    """The module of a method; RequestError with the nearest name for an unknown one."""
+    if method not in METHODS:
+        raise RequestError(f"unknown method '{method}' {suggest(method, METHODS)}")
+    return importlib.import_module(METHODS[method])
+
+
+def run_stage(method: str, settings: Settings, inputs: StageInputs, identity: StageIdentity) -> dict[str, Any]:
+    """Runs a stage, or resumes it, and returns its provenance; a finished one returns its own at once.
+
+    Raises WorkError when another process holds the directory, RequestError when the directory holds a run with
+    another fingerprint, and whatever the method raises.
+    """
+    module = method_module(method)
+    run = inputs.run
+    with run.lock():
+        _refuse_another_run(run, identity)
+        if run.finished:
+            return run.provenance()
+        resumed = run.state.exists()
+        config = resolved_config(method, settings, inputs, identity)
+        atomic_write_text(run.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        if inputs.threads:
+            import torch
+
+            torch.set_num_threads(inputs.threads)
+        seed_everything(inputs.seed)
+        with Meter() as meter:
+            summary = module.train(settings, inputs)
+        provenance = {
+            **_identity(method, identity),
+            "resumed": resumed,
+            "summary": summary,
+            "cost": meter.cost(),
+            "environment": environment(inputs.threads),
+        }
+        run.finish(provenance)
+        shutil.rmtree(run.state, ignore_errors=True)
+    return provenance
+
+
+def resolved_config(method: str, settings: Settings, inputs: StageInputs, identity: StageIdentity) -> dict[str, Any]:
+    """What `config.yaml` holds: everything that the run was given, with no default left unsaid."""
+    return {
+        **_identity(method, identity),
+        "start": str(inputs.start),
+        "reference": str(inputs.reference) if inputs.reference else None,
+        "source": describe_source(inputs.source) if inputs.source else None,
+        "validation": describe_source(inputs.validation) if inputs.validation else None,
+        "threads": inputs.threads,
+        "settings": settings.model_dump(mode="json"),
+        "definition": identity.definition,
+    }
+
+
+def _identity(method: str, identity: StageIdentity) -> dict[str, Any]:
+    return {
+        "stage": identity.stage,
+        "method": method,
+        "version": identity.version,
+        "seed": identity.seed,
+        "config_hash": identity.config_hash,
+        "fingerprint": identity.fingerprint,
+        "parents": [parent.fingerprint for parent in identity.parents],
+    }
+
+
+def _refuse_another_run(run: RunDirectory, identity: StageIdentity) -> None:
+    """Resuming with other settings would mix two runs in one directory."""
+    config = run.path / "config.yaml"
+    if config.exists() and read_yaml(config).get("fingerprint") != identity.fingerprint:
+        raise RequestError(f"{run.path} holds a run with other settings; remove it or write to another directory")
