@@ -1,0 +1,41 @@
+"""The clipped surrogate losses of PPO, one number a token (Schulman et al. 2017).
+
+They give a loss for each token and leave the averaging to the caller, because what one divides by (tokens of the whole
+minibatch) must not depend on how a minibatch is split. Pure functions, differentiable.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def clipped_policy_loss(
+    logprobs: Float[Tensor, "*shape"],
+    old_logprobs: Float[Tensor, "*shape"],
+    advantages: Float[Tensor, "*shape"],
+    clip_low: float,
+    clip_high: float,
+) -> tuple[Float[Tensor, "*shape"], Bool[Tensor, "*shape"]]:
+    """−min(ρA, clip(ρ, 1 − clip_low, 1 + clip_high) A) with ρ = π/π_old (eq. 7), and where the clip took the gradient away.
+
+    The paper has one ε for both sides; two are for methods that clip higher above than below (DAPO).
+    """
+    ratio = torch.exp(logprobs - old_logprobs)
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
+    return torch.maximum(unclipped, clipped), clipped > unclipped
+
+
+def clipped_value_loss(
+    values: Float[Tensor, "*shape"],
+    old_values: Float[Tensor, "*shape"],
+    returns: Float[Tensor, "*shape"],
+    clip_range: float,
+) -> tuple[Float[Tensor, "*shape"], Bool[Tensor, "*shape"]]:
+    """½ max((V − R)², (clip(V, V_old ± clip_range) − R)²), and where the clip took the gradient away.
+
+    Not in the paper but in its authors' implementation (OpenAI baselines, ppo2), and in InstructGPT's.
+    """
+    unclipped = (values - returns) ** 2
+    clipped = (old_values + (values - old_values).clamp(-clip_range, clip_range) - returns) ** 2
+    return 0.5 * torch.maximum(unclipped, clipped), clipped > unclipped
