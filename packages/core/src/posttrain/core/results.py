@@ -1,0 +1,88 @@
+"""The results store: `metrics.jsonl` of a runs folder, one JSON object an evaluation of one task.
+
+Lines are only ever appended, under a lock. What counts is the last line of each key; a line with `"retracted": why`
+takes its key out. A last line without its newline is what a crash left: readers pass over it, the next writer cuts it
+off. Does not know what a metric means.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from posttrain.core.errors import RequestError
+from posttrain.core.files import disk_errors
+
+KEY_FIELDS = ("fingerprint", "task", "version", "few_shot", "limit", "backend")
+"""What two evaluations share when the later replaces the earlier one."""
+
+
+def result_key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The key of a result row as text; ValueError when a key field is missing."""
+    missing = [field for field in KEY_FIELDS if field not in row]
+    if missing:
+        raise ValueError(f"a result row needs {', '.join(missing)}")
+    return tuple(json.dumps(row[field]) for field in KEY_FIELDS)
+
+
+def append_result(path: Path, row: Mapping[str, Any]) -> None:
+    """Appends one evaluation; it replaces an earlier one of the same key. ValueError without a full key."""
+    result_key(row)
+    path = Path(path)
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"), open(path, "a+b") as file:
+            _cut_half_a_line(file)
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def retract_result(path: Path, row: Mapping[str, Any], why: str) -> None:
+    """Takes the evaluation with the key of `row` out of the store, for the reason given."""
+    if not why:
+        raise ValueError("a retraction needs its reason")
+    append_result(path, {field: row[field] for field in KEY_FIELDS} | {"retracted": why})
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """The last row of every key in the order of first appearance, without the retracted; none if there is no file.
+
+    RequestError names file and line of what is not a result row.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        return []
+    latest: dict[tuple[str, ...], dict[str, Any]] = {}
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            latest[result_key(row)] = row
+        except (ValueError, TypeError) as error:
+            raise RequestError(f"{path}:{number} is not a result row: {error}; remove the line") from None
+    return [row for row in latest.values() if not row.get("retracted")]
+
+
+def find_result(path: Path, **key: Any) -> dict[str, Any] | None:
+    """The stored row whose key fields are exactly `key` (all of KEY_FIELDS), or None."""
+    wanted = result_key(key)
+    return next((row for row in read_results(path) if result_key(row) == wanted), None)
+
+
+def _cut_half_a_line(file: Any) -> None:
+    """Leaves `file` (opened a+b) ending in a newline or empty."""
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        return
+    file.seek(size - 1)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    file.truncate(file.read().rfind(b"\n") + 1)
