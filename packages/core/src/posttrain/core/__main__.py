@@ -1,0 +1,5 @@
+"""`python -m posttrain.core` is the `posttrain` command."""
+
+from posttrain.core.cli import main
+
+main()
