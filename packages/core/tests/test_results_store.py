@@ -5,6 +5,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from posttrain.core.errors import RequestError
 from posttrain.core.results import append_result, find_result, read_results, retract_result
 
