@@ -7,7 +7,7 @@ nearest known key. Defaults live in the classes and nowhere else.
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,6 +19,13 @@ class Settings(BaseModel):
     """Base of every settings class: unknown keys are refused, instances cannot change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+    OPERATIONAL: ClassVar[frozenset[str]] = frozenset()
+    """Fields that change how the work is done (how often state is saved), never its result: not in config_hash."""
+
+    def definition(self) -> dict[str, Any]:
+        """What these settings contribute to a config hash: every field but the operational ones, as JSON."""
+        return self.model_dump(mode="json", exclude=set(self.OPERATIONAL))
 
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)

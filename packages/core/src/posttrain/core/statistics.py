@@ -34,18 +34,29 @@ def mean_and_se(values: ArrayLike) -> Estimate:
     return Estimate(float(x.mean()), float(x.std(ddof=1) / np.sqrt(len(x))), len(x))
 
 
-def paired_difference(after: ArrayLike, before: ArrayLike, items: Sequence[str]) -> Estimate:
-    """Mean of `after − before`, each (n,), with the standard error that is robust to clusters of equal `items`.
+def clustered_mean(values: ArrayLike, items: Sequence[str]) -> Estimate:
+    """Mean of `values` (n,) with the standard error that is robust to clusters of equal `items` (n,).
 
-    With one pair an item this is s / √n of the differences, s² with n − 1. With several seeds an item appears once a
-    seed: errors of one item may then depend on each other, which the sandwich estimator (Liang and Zeger 1986, with
-    the usual small-sample factor) allows for. ValueError on unequal lengths or fewer than two items.
+    With one value an item this is s / √n, s² with n − 1. With several (seeds, or instructions of one prompt) they may
+    depend on each other, which the sandwich estimator (Liang and Zeger 1986, with the usual small-sample factor)
+    allows for. ValueError on unequal lengths or fewer than two items.
     """
-    differences = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
-    if differences.ndim != 1 or len(differences) != len(items):
-        raise ValueError(f"{differences.shape} differences do not match {len(items)} items")
+    x = np.asarray(values, dtype=float)
+    if x.ndim != 1 or len(x) != len(items):
+        raise ValueError(f"values of shape {x.shape} do not match {len(items)} items")
     _, clusters = np.unique(np.asarray(items), return_inverse=True)
     if clusters.max(initial=0) < 1:
-        raise ValueError("a paired difference needs at least two items")
-    fit = sm.OLS(differences, np.ones(len(differences))).fit(cov_type="cluster", cov_kwds={"groups": clusters})
-    return Estimate(float(fit.params[0]), float(fit.bse[0]), len(differences))
+        raise ValueError("a clustered mean needs at least two items")
+    fit = sm.OLS(x, np.ones(len(x))).fit(cov_type="cluster", cov_kwds={"groups": clusters})
+    return Estimate(float(fit.params[0]), float(fit.bse[0]), len(x))
+
+
+def paired_difference(after: ArrayLike, before: ArrayLike, items: Sequence[str]) -> Estimate:
+    """Mean of `after − before`, each (n,), clustered by item as `clustered_mean` says.
+
+    ValueError on unequal lengths or fewer than two items.
+    """
+    a, b = np.asarray(after, dtype=float), np.asarray(before, dtype=float)
+    if a.shape != b.shape:
+        raise ValueError(f"{a.shape} values after do not pair with {b.shape} before")
+    return clustered_mean(a - b, items)

@@ -1,0 +1,130 @@
+"""The policy and reward services that a run starts for itself: on free loopback ports, supervised, always ended.
+
+A service is `posttrain serve …` in its own process, its output in a log file. When it dies it is started again on the
+same port (with its initial weights: the trainer notices and pushes the current ones). It ends with the run: at the
+end of the `with` block, on Ctrl-C, and, by the kernel's parent-death signal, when the run itself is killed.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import httpx
+
+from posttrain.core.errors import WorkError
+from posttrain.core.process import die_with_parent
+
+
+class SupervisedService:
+    """One `posttrain serve …` process that is restarted when it dies; use it as a context manager."""
+
+    READY_SECONDS = 120.0
+    STOP_SECONDS = 10.0
+    MOST_RESTARTS = 5
+    RESTART_WINDOW_SECONDS = 60.0
+
+    def __init__(self, name: str, arguments: Sequence[str], log: Path) -> None:
+        """`arguments` follow `posttrain serve`; `--port` is added. `log` receives what the process prints."""
+        self.name, self.log = name, Path(log)
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._command = [sys.executable, "-m", "posttrain.core", "serve", *arguments, "--port", str(self.port)]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopping = threading.Event()
+        self._failure: str | None = None
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server; it changes with a restart."""
+        assert self._process is not None, "the service is not started"
+        return self._process.pid
+
+    def __enter__(self) -> "SupervisedService":
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._started = threading.Event()
+        # The supervisor starts the process: the parent-death signal belongs to the thread that forked.
+        self._supervisor = threading.Thread(target=self._supervise, name=f"supervise-{self.name}", daemon=True)
+        self._supervisor.start()
+        self._started.wait()
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Ends the process: SIGTERM, then SIGKILL to what is left after ten seconds."""
+        self._stopping.set()
+        self._supervisor.join()
+
+    def _supervise(self) -> None:
+        restarts: deque[float] = deque()
+        self._process = self._spawn()
+        self._started.set()
+        while not self._stopping.wait(0.2):
+            if self._process.poll() is None:
+                continue
+            now = time.monotonic()
+            restarts.append(now)
+            while now - restarts[0] > self.RESTART_WINDOW_SECONDS:
+                restarts.popleft()
+            if len(restarts) > self.MOST_RESTARTS:
+                self._failure = f"it ended {len(restarts)} times within {self.RESTART_WINDOW_SECONDS:.0f} s"
+                return
+            print(f"{self.name} service ended ({self._process.returncode}); starting it again", file=sys.stderr)
+            self._process = self._spawn()
+        self._process.terminate()
+        try:
+            self._process.wait(self.STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        with open(self.log, "ab") as log:
+            return subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent
+            )
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + self.READY_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=2.0).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass  # not listening yet
+            if self._process and self._process.poll() is not None:
+                self._stopping.set()
+                raise WorkError(f"the {self.name} service did not start: {self._last_words()} (log: {self.log})")
+            time.sleep(0.1)
+        raise WorkError(f"the {self.name} service was not ready after {self.READY_SECONDS:.0f} s; see {self.log}")
+
+    def _last_words(self) -> str:
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it printed nothing"
+
+
+def free_port() -> int:
+    """A TCP port that is free on loopback right now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def service_url(name: str) -> str | None:
+    """The address in `POLICY_URL` or `REWARD_URL`: a running service to use instead of an own one."""
+    return os.environ.get(f"{name.upper()}_URL") or None
