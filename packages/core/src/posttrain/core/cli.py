@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from posttrain.core.errors import PosttrainError, suggest
+from posttrain.core.process import PARENT_VARIABLE, die_with_parent
 
 GROUP = "posttrain.commands"
 SECTIONS = {
@@ -85,6 +86,8 @@ def root() -> CommandTree:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command and exits: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if parent := os.environ.pop(PARENT_VARIABLE, None):
+        die_with_parent(int(parent))
     # One switch for a person who wants to see everything, wherever in the line it stands.
     debug = "--debug" in arguments or bool(os.environ.get("POSTTRAIN_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]

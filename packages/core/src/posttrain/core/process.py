@@ -5,17 +5,20 @@ import os
 import signal
 import sys
 
+PARENT_VARIABLE = "POSTTRAIN_PARENT"
+"""Set to its process id by a program that starts `posttrain` and wants it to end with itself."""
+
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int | None = None) -> None:
     """Asks the kernel to send this process SIGTERM when the thread that started it ends; Linux only, else nothing.
 
-    It survives exec, so it fits `subprocess.Popen(preexec_fn=…)` as well as the start of a worker.
+    It survives exec. `parent` is the process id that is expected to live still; without it the present one.
     """
     if not sys.platform.startswith("linux"):
         return
-    parent = os.getppid()
+    parent = parent or os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:  # it ended before the request was made
         os.kill(os.getpid(), signal.SIGTERM)

@@ -19,7 +19,7 @@ from types import TracebackType
 import httpx
 
 from posttrain.core.errors import WorkError
-from posttrain.core.process import die_with_parent
+from posttrain.core.process import PARENT_VARIABLE
 
 
 class SupervisedService:
@@ -95,9 +95,8 @@ class SupervisedService:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         with open(self.log, "ab") as log:
-            return subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent
-            )
+            environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+            return subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.READY_SECONDS
