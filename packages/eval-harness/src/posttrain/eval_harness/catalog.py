@@ -1,0 +1,169 @@
+"""Finds tasks by name: the nano ones, lm-eval's, and a user's own folder, which comes first.
+
+The stock index of lm-eval takes 7.5 s to build, so it is built only for a name that neither the nano tasks, nor the
+user's folder, nor the few well-known benchmarks below have. `task_version` reads a version without importing lm-eval.
+"""
+
+import importlib.util
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from posttrain.core.errors import RequestError, suggest
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+NANO_TASKS = ("nano_choice", "nano_problems", "nano_mc2", "nano_instructions")
+"""The four held-out tasks of the nano lab; each has a `_validation` twin for tuning."""
+
+TASK_FOLDER = Path(__file__).parent / "tasks"
+
+STOCK_FOLDERS = {"gsm8k": "gsm8k", "mmlu": "mmlu/default", "truthfulqa_mc2": "truthfulqa", "ifeval": "ifeval"}
+"""Where lm-eval keeps the benchmarks that the reference lab reports."""
+
+PUNKT = "tokenizers/punkt_tab"
+
+
+def load_tasks(names: Sequence[str], include_path: Path | None = None) -> dict[str, Any]:
+    """lm-eval's task dictionary of the named tasks, groups or tags: {"tasks", "groups", "group_map"}.
+
+    RequestError for no names, an unknown name (with the nearest one), a folder without tasks, a malformed task file,
+    and for IFEval without NLTK's punkt_tab.
+    """
+    if not names:
+        raise RequestError(f"no task named; choose for example {','.join(NANO_TASKS)}")
+    manager = _manager(names, include_path)
+    for name in names:
+        if name not in manager.task_index:
+            raise RequestError(f"unknown task '{name}' {suggest(name, _suggestible(manager))}")
+    _read_from_mirror(manager, names)
+    try:
+        return manager.load(list(dict.fromkeys(names)))
+    except (KeyError, ImportError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise RequestError(f"tasks {','.join(names)} cannot be built: {type(error).__name__}: {reason}") from error
+
+
+def task_version(name: str, include_path: Path | None = None) -> Any:
+    """The version in a task file's metadata, includes followed; None when the name is in no known folder.
+
+    Light: reads YAML only, so that a caller can look a finished result up without loading lm-eval.
+    """
+    for folder in _folders([name], include_path)[::-1]:
+        for path in sorted(folder.glob("**/*.yaml")):
+            config = _read_task_file(path)
+            if name in (config.get("task"), config.get("group")):
+                return (config.get("metadata") or {}).get("version")
+    return None
+
+
+def _manager(names: Sequence[str], include_path: Path | None) -> "TaskManager":
+    from lm_eval.tasks import TaskManager
+
+    if include_path is not None:
+        _check_user_folder(Path(include_path))
+    folders = _folders(names, include_path)
+    manager = TaskManager(include_path=folders, include_defaults=False)
+    if any(name not in manager.task_index for name in names):
+        manager = TaskManager(include_path=folders, include_defaults=True)
+    return manager
+
+
+def _folders(names: Iterable[str], include_path: Path | None) -> list[Path]:
+    """Folders to index; a later one wins, so the user's is last."""
+    stock = [_lm_eval_tasks() / STOCK_FOLDERS[name] for name in dict.fromkeys(names) if name in STOCK_FOLDERS]
+    return [*stock, TASK_FOLDER, *([Path(include_path)] if include_path is not None else [])]
+
+
+def _lm_eval_tasks() -> Path:
+    spec = importlib.util.find_spec("lm_eval")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "tasks"
+
+
+def _suggestible(manager: "TaskManager") -> list[str]:
+    return [name for name in manager.all_tasks if "::" not in name]
+
+
+def _check_user_folder(folder: Path) -> None:
+    """lm-eval passes over what it cannot read; a user should hear of it."""
+    if not folder.is_dir():
+        raise RequestError(f"--include-path {folder} is not a folder")
+    files = sorted(folder.glob("**/*.yaml"))
+    if not files:
+        raise RequestError(f"--include-path {folder} holds no task file (*.yaml)")
+    for path in files:
+        _read_task_file(path)
+
+
+def _read_task_file(path: Path) -> dict[str, Any]:
+    """The mapping of a task file with its includes; functions stay names. RequestError when it is malformed."""
+    try:
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_NamesOnly)  # noqa: S506: a SafeLoader
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RequestError(f"task file {path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(config, dict):
+        raise RequestError(f"task file {path} must hold a mapping, not {type(config).__name__}")
+    includes = config.pop("include", [])
+    merged: dict[str, Any] = {}
+    for name in includes if isinstance(includes, list) else [includes]:
+        merged |= _read_task_file(path.parent / name)
+    return merged | config
+
+
+class _NamesOnly(yaml.SafeLoader):
+    """Reads `!function name` as the name."""
+
+
+_NamesOnly.add_constructor("!function", lambda loader, node: node.value)
+
+
+def _read_from_mirror(manager: "TaskManager", names: Iterable[str]) -> None:
+    """Makes every task under `names` a LocalTask."""
+    from lm_eval.tasks._index import Entry, Kind
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    from posttrain.eval_harness.mirror import LocalTask
+
+    index = manager.task_index
+    for name in _leaves(index, names):
+        entry = index[name]
+        if entry.kind is not Kind.TASK or entry.yaml_path is None:
+            continue
+        if entry.cfg and entry.cfg.get("dataset_path") == "google/IFEval":
+            check_punkt(name)
+        config = load_yaml(entry.yaml_path, resolve_func=True) | {"class": LocalTask}
+        index[name] = Entry(name=name, kind=Kind.PY_TASK, yaml_path=None, cfg=config, tags=entry.tags)
+
+
+def _leaves(index: dict[str, Any], names: Iterable[str]) -> set[str]:
+    """Names of the tasks that groups and tags stand for."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        item = waiting.pop()
+        name = item if isinstance(item, str) else item.get("task", item.get("group"))
+        entry = index.get(name) if isinstance(name, str) else None
+        if entry is None or name in found:
+            continue
+        found.add(name)
+        members = (entry.cfg or {}).get("task")
+        waiting += [*(members if isinstance(members, list) else []), *(entry.tags if entry.cfg is None else ())]
+    return found
+
+
+def check_punkt(task: str) -> None:
+    """RequestError when NLTK lacks the sentence splitter that IFEval needs in the middle of its run."""
+    import nltk
+
+    try:
+        nltk.data.find(PUNKT)
+    except LookupError:
+        raise RequestError(
+            f"task {task} needs NLTK's punkt_tab, which is not installed: run `python -m nltk.downloader punkt_tab` "
+            "where there is a network, and point NLTK_DATA to its folder"
+        ) from None

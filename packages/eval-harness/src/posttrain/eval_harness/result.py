@@ -1,0 +1,100 @@
+"""What an evaluation gives: every metric with its standard error, and every item's prediction and scores.
+
+Plain data, without lm-eval or torch: the table, the store and a user read the same object.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from posttrain.core.files import write_jsonl
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A value and its standard error (None where neither lm-eval nor we know one)."""
+
+    value: float
+    standard_error: float | None
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task on one checkpoint."""
+
+    task: str
+    version: Any
+    """As in the task's metadata; another version is another task as far as results go."""
+    few_shot: int
+    limit: int | None
+    n: int
+    """Items evaluated."""
+    backend: str
+    headline: str
+    """The metric that stands for the task: the first of its task file."""
+    metrics: dict[str, Metric]
+    """By name; a filter's name stands after a comma, as in `exact_match,strict-match`."""
+    items: list[dict[str, Any]] = field(repr=False)
+    """Per item: `id`, `prediction`, `score` (headline), `scores` (all), and `text`, `finish_reason` if generated."""
+
+    @property
+    def value(self) -> float:
+        """The headline metric."""
+        return self.metrics[self.headline].value
+
+    @property
+    def standard_error(self) -> float | None:
+        """The headline metric's standard error."""
+        return self.metrics[self.headline].standard_error
+
+    def row(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        """The object of this evaluation for the results store; `identity` holds at least `fingerprint`."""
+        metrics = {name: {"value": m.value, "standard_error": m.standard_error} for name, m in self.metrics.items()}
+        return dict(identity) | {
+            "task": self.task,
+            "version": self.version,
+            "few_shot": self.few_shot,
+            "limit": self.limit,
+            "backend": self.backend,
+            "n": self.n,
+            "headline": self.headline,
+            "metrics": metrics,
+        }
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """All tasks that were asked for, groups and their members included, in the order asked."""
+
+    checkpoint: str
+    tasks: dict[str, TaskResult]
+    requested: tuple[str, ...]
+    """The names that were asked for, tags replaced by their tasks: what a table shows."""
+    seconds: float
+    """Wall time from the call to the last score, loading included."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the numbers should know, such as prompts that were cut to the context."""
+
+    def __getitem__(self, task: str) -> TaskResult:
+        return self.tasks[task]
+
+
+def clustered_standard_error(items: Sequence[Sequence[float]]) -> float | None:
+    """Standard error of Σ scores / Σ counts when scores of one item belong together; None for fewer than two items.
+
+    `items` holds each item's scores (a prompt's instructions). Linearised ratio estimator, clusters are items
+    (Cochran 1977, eq. 6.12); with one score an item it is s / √n.
+    """
+    n = len(items)
+    count = sum(len(scores) for scores in items)
+    if n < 2 or count == 0:
+        return None
+    ratio = sum(sum(scores) for scores in items) / count
+    squares = sum((sum(scores) - ratio * len(scores)) ** 2 for scores in items)
+    return math.sqrt(n / (n - 1) * squares) / count
+
+
+def write_items(result: TaskResult, folder: Any) -> None:
+    """Writes `<folder>/<task>.jsonl`, one object an item, atomically."""
+    write_jsonl(folder / f"{result.task}.jsonl", result.items)
