@@ -1,0 +1,67 @@
+"""Starts a BentoML service in the foreground, the same way for every `posttrain serve …`.
+
+Takes where the Service class is, the address and what its environment must say; becomes the server (`exec`), so that signals and
+the exit status are the server's. It imports no BentoML: the package that has the service declares it.
+"""
+
+import importlib.util
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from posttrain.core.errors import RequestError
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on at the moment. BentoML cannot choose one itself."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def check_address(host: str, port: int) -> None:
+    """RequestError when the address cannot be listened on: the port is in use, the host is not of this machine."""
+    if not 0 < port < 65536:
+        raise RequestError(f"port {port} is not between 1 and 65535")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # As servers do: a port whose last connections are still closing is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise RequestError(f"cannot listen on {host}:{port} ({error.strerror}); choose another --port or --host") from None
+
+
+def server_environment(port: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment with `environment` and what keeps a BentoML server quiet, alone and mortal."""
+    # Servers that share a BENTOML_HOME wipe each other's metrics: a home for each port, in a folder of this user.
+    home = Path(tempfile.gettempdir()) / f"posttrain-{os.getuid()}" / f"bentoml-{port}"
+    quiet = {
+        "BENTOML_DO_NOT_TRACK": "True",
+        # Without it a service that fails to start is started again for ever.
+        "BENTOML_CONTAINERIZED": "true",
+        "BENTOML_HOME": os.environ.get("BENTOML_HOME", str(home)),
+    }
+    Path(quiet["BENTOML_HOME"]).mkdir(mode=0o700, parents=True, exist_ok=True)
+    return {**os.environ, **quiet, **environment}
+
+
+def server_command(service: str, host: str, port: int) -> list[str]:
+    """The command line that serves `service` ("package.module:Class")."""
+    return [sys.executable, "-m", "bentoml", "serve", service, "--host", host, "--port", str(port)]
+
+
+def serve_in_foreground(service: str, *, host: str, port: int, environment: Mapping[str, str], extra: str) -> NoReturn:
+    """Becomes the server of `service`. RequestError when BentoML is missing (`extra` names what to install) or the port is taken."""
+    if importlib.util.find_spec("bentoml") is None:
+        raise RequestError(f"serving needs BentoML, which is not installed; pip install '{extra}'")
+    check_address(host, port)
+    command = server_command(service, host, port)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(command[0], command, server_environment(port, environment))
