@@ -94,7 +94,7 @@ class MuonAdamW(torch.optim.Optimizer):
             self._link()
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of both; the closure, if any, is evaluated once, before."""
         loss = None
         if closure is not None:
