@@ -1,7 +1,7 @@
 """Starts a BentoML service in the foreground, the same way for every `posttrain serve …`.
 
-Takes where the Service class is, the address and what its environment must say; becomes the server (`exec`), so that signals and
-the exit status are the server's. It imports no BentoML: the package that has the service declares it.
+Takes where the Service class is, the address and what its environment must say; becomes the server (`exec`), so that
+signals and the exit status are the server's. It imports no BentoML: the package that has the service declares it.
 """
 
 import importlib.util
@@ -34,7 +34,9 @@ def check_address(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        raise RequestError(f"cannot listen on {host}:{port} ({error.strerror}); choose another --port or --host") from None
+        raise RequestError(
+            f"cannot listen on {host}:{port} ({error.strerror}); choose another --port or --host"
+        ) from None
 
 
 def server_environment(port: int, environment: Mapping[str, str]) -> dict[str, str]:
@@ -57,7 +59,10 @@ def server_command(service: str, host: str, port: int) -> list[str]:
 
 
 def serve_in_foreground(service: str, *, host: str, port: int, environment: Mapping[str, str], extra: str) -> NoReturn:
-    """Becomes the server of `service`. RequestError when BentoML is missing (`extra` names what to install) or the port is taken."""
+    """Becomes the server of `service`; `environment` is added to this process's.
+
+    RequestError when BentoML is missing (`extra` names what to install) or the address cannot be had.
+    """
     if importlib.util.find_spec("bentoml") is None:
         raise RequestError(f"serving needs BentoML, which is not installed; pip install '{extra}'")
     check_address(host, port)
