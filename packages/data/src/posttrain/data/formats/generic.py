@@ -1,0 +1,97 @@
+"""The shapes that most datasets come in, and that posttrain itself writes.
+
+    conversations   messages: [{"role", "content"}, …]  (or ShareGPT's {"from", "value"})
+    pairs           prompt, chosen, rejected; texts or lists of messages; without a prompt, chosen and rejected are
+                    whole conversations that share theirs
+    rankings        prompt, completions (texts, best first)
+    prompts         prompt, reference (any JSON; optional)
+
+A prompt that is a text is one user message.
+"""
+
+from typing import Any
+
+from posttrain.data.formats.format import Format, Record, UnusableRow
+from posttrain.data.formats.turns import role_of, split_shared_prefix
+from posttrain.data.rows import Message
+
+
+def messages(record: Record, role: str) -> list[Message]:
+    """The list of messages in a column, in either of its two usual spellings."""
+    value = record[role]
+    column = record.columns[role]
+    if not isinstance(value, list | tuple) or not value:
+        raise record.error(f"column '{column}' must be a list of messages, not {type(value).__name__} {value!r:.40}")
+    return [_message(record, column, entry) for entry in value]
+
+
+def conversation(record: Record) -> list[Message]:
+    """The messages; the last one has to be the assistant's."""
+    turns = messages(record, "messages")
+    if turns[-1]["role"] != "assistant":
+        raise record.error(f"the last message is the {turns[-1]['role']}'s; a demonstration ends with the assistant's")
+    return turns
+
+
+def prompt_messages(record: Record) -> list[Message]:
+    """The prompt as messages."""
+    if isinstance(record["prompt"], str):
+        return [{"role": "user", "content": record.text("prompt")}]
+    turns = messages(record, "prompt")
+    if turns[-1]["role"] == "assistant":
+        raise record.error("the prompt ends with the assistant's message; end it with the user's")
+    return turns
+
+
+def pair(record: Record) -> tuple[list[Message], str, str]:
+    """Prompt and two answers, given as texts, as messages, or as two conversations with a shared beginning."""
+    if isinstance(record["chosen"], str):
+        return prompt_messages(record), record.text("chosen"), record.text("rejected")
+    chosen, rejected = messages(record, "chosen"), messages(record, "rejected")
+    if len(chosen) > 1 or len(rejected) > 1:
+        return split_shared_prefix(chosen, rejected)
+    return prompt_messages(record), chosen[0]["content"], rejected[0]["content"]
+
+
+def ranking(record: Record) -> tuple[list[Message], list[str]]:
+    """Prompt and completions, best first."""
+    completions = record["completions"]
+    if not isinstance(completions, list | tuple) or not all(isinstance(c, str) for c in completions):
+        raise record.error(f"column '{record.columns['completions']}' must be a list of texts, best first")
+    if len(completions) < 2:
+        raise UnusableRow("fewer than two completions")
+    return prompt_messages(record), list(completions)
+
+
+def prompt(record: Record) -> tuple[list[Message], Any]:
+    """Prompt and reference (None without one)."""
+    return prompt_messages(record), record["reference"] if record.has("reference") else None
+
+
+def _message(record: Record, column: str, entry: Any) -> Message:
+    if not isinstance(entry, dict):
+        raise record.error(f"column '{column}' holds {type(entry).__name__} where a message belongs")
+    speaker, content = entry.get("role", entry.get("from")), entry.get("content", entry.get("value"))
+    role = role_of(speaker) if isinstance(speaker, str) else None
+    if role is None:
+        raise record.error(f"column '{column}' has a message with the role {speaker!r}; use system, user or assistant")
+    if not isinstance(content, str):
+        raise record.error(f"column '{column}' has a message of the {role} without text")
+    return {"role": role, "content": content}
+
+
+GENERIC = Format(
+    name="generic",
+    columns={
+        "messages": "messages",
+        "prompt": "prompt",
+        "chosen": "chosen",
+        "rejected": "rejected",
+        "completions": "completions",
+        "reference": "reference",
+    },
+    conversation=conversation,
+    pair=pair,
+    ranking=ranking,
+    prompt=prompt,
+)
