@@ -239,9 +239,7 @@ def top_logprobs(logprobs: torch.Tensor, counts: Sequence[int]) -> list[TopLogpr
     return [list(zip(row_ids, row_values, strict=True))[:count] for row_ids, row_values, count in pairs]
 
 
-def _record_prompt(
-    rows: list[Sample], sampler: Sampler, logits: torch.Tensor, ids: torch.Tensor, begin: int
-) -> None:
+def _record_prompt(rows: list[Sample], sampler: Sampler, logits: torch.Tensor, ids: torch.Tensor, begin: int) -> None:
     """Adds to each row's `prompt_logprobs` what Float[rows, q, vocab] logits from column `begin` say of the next id."""
     length = ids.shape[1]
     for offset in range(logits.shape[1]):

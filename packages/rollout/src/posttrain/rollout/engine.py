@@ -4,14 +4,13 @@ In: prompts as token ids and sampling settings. Out: token ids with their log-pr
 device and in whatever dtype the model is; on CPU that is fp32. Scheduling between requests is `scheduler.py`'s.
 """
 
-import json
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from posttrain.core.errors import RequestError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from posttrain.core.errors import RequestError
 from posttrain.rollout.decode import Batch, Sample
 from posttrain.rollout.sampling import Sampling, sample_seed
 
@@ -31,7 +30,11 @@ class Engine:
 
     @classmethod
     def load(
-        cls, checkpoint: str | Path, eos_ids: Collection[int] = (), max_batch: int = MAX_BATCH, revision: str | None = None
+        cls,
+        checkpoint: str | Path,
+        eos_ids: Collection[int] = (),
+        max_batch: int = MAX_BATCH,
+        revision: str | None = None,
     ) -> "Engine":
         """The engine of a checkpoint folder or Hub id. `eos_ids` come on top of those of its generation config."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -49,7 +52,7 @@ class Engine:
         """RequestError when the prompt is empty, holds an unknown id, or does not fit the context."""
         if not prompt:
             raise RequestError("the prompt is empty; it needs one token at least")
-        if not (0 <= min(prompt) and max(prompt) < self.vocab_size):
+        if not (min(prompt) >= 0 and max(prompt) < self.vocab_size):
             worst = min(prompt) if min(prompt) < 0 else max(prompt)
             raise RequestError(f"token id {worst} is outside the vocabulary of {self.vocab_size}")
         if len(prompt) > self.context:
@@ -64,9 +67,7 @@ class Engine:
         if sampling.logit_bias and not all(0 <= token < self.vocab_size for token in sampling.logit_bias):
             raise RequestError(f"logit_bias names a token id outside the vocabulary of {self.vocab_size}")
 
-    def samples(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int = 1, seed: int = 0
-    ) -> list[Sample]:
+    def samples(self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int = 1, seed: int = 0) -> list[Sample]:
         """`n` samples of each prompt, prompt by prompt; sample (j, i) depends on `seed`, j, i and its prompt alone."""
         for prompt in prompts:
             self.check(prompt, sampling)
@@ -110,19 +111,3 @@ def generation_eos_ids(model: PreTrainedModel) -> set[int]:
     if eos is None:
         return set()
     return set(eos) if isinstance(eos, list | tuple) else {int(eos)}
-
-
-def refuse_unservable(checkpoint: Path) -> None:
-    """RequestError when a local folder cannot be served: no config, no tokenizer, or weights that are pickles only."""
-    if not (checkpoint / "config.json").is_file():
-        raise RequestError(f"{checkpoint} is not a checkpoint: it has no config.json")
-    try:
-        json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    except ValueError:
-        raise RequestError(f"{checkpoint}/config.json is not JSON") from None
-    if not any(checkpoint.glob("*.safetensors")):
-        if any(checkpoint.glob("*.bin")) or any(checkpoint.glob("*.pt")):
-            raise RequestError(f"{checkpoint} has pickled weights only, which can run code; convert to safetensors")
-        raise RequestError(f"{checkpoint} has no weights (*.safetensors)")
-    if not any((checkpoint / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise RequestError(f"{checkpoint} has no tokenizer (tokenizer.json); save one beside the model")

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from pydantic import Field
+
 from posttrain.core.config import Settings
 from posttrain.core.seeds import derive_seed
-from pydantic import Field
 
 LARGEST_DRAW = 1.0 - 2.0**-40
 """Draws stay below it, so that `u * total` never rounds up to `total`, which would pick a token of probability 0."""
@@ -113,9 +114,7 @@ class Sampler:
         return torch.where(self.greedy, logprobs.argmax(-1), tokens) if self._any_greedy else tokens
 
 
-def truncate(
-    logprobs: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
-) -> torch.Tensor:
+def truncate(logprobs: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
     """Float[rows, vocab] with -inf where top-k, then top-p of what is left, then min-p excludes a token.
 
     As transformers' TopK-, TopP- and MinPLogitsWarper in that order; the most probable token always stays.

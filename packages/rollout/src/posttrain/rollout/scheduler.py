@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from posttrain.core.errors import RequestError, WorkError
+from posttrain.rollout import telemetry
 from posttrain.rollout.decode import Batch, Sample
 from posttrain.rollout.engine import Engine
 from posttrain.rollout.weights import load_weights
@@ -23,10 +25,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Job:
-    """The samples of one request. `finished` resolves to the version that produced them all."""
+    """The samples of one request. `finished` resolves when all of them have ended."""
 
     samples: Sequence[Sample]
-    finished: "Future[int]" = field(default_factory=Future)
+    finished: "Future[None]" = field(default_factory=Future)
     on_sample: Callable[[Sample], None] | None = None
     """Called in the worker thread as each sample ends."""
     pending: int = 0
@@ -48,26 +50,20 @@ class _Swap:
     finished: "Future[None]" = field(default_factory=Future)
 
 
-@dataclass
-class Counts:
-    """What the worker has done since it started; read by `/metrics`."""
+class Overloaded(WorkError):
+    """Too many sequences wait already; come again."""
 
-    generated_tokens: int = 0
-    prompt_tokens: int = 0
-    generation_seconds: float = 0.0
-    running: int = 0
-    waiting: int = 0
-    jobs: int = 0
-    cancelled: int = 0
+
+class VersionNotHeld(RequestError):
+    """The request names weights that do not serve."""
 
 
 class Scheduler:
     """Runs jobs on `engine` in a thread of its own. `version` and `digest` name the weights that serve now."""
 
-    def __init__(self, engine: Engine, digest: str = "") -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, digest: str = "", max_waiting: int = 65536) -> None:
+        self.engine, self.max_waiting = engine, max_waiting
         self.version, self.digest = 0, digest
-        self.counts = Counts()
         self._newest = (0, digest)
         self._queue: deque[tuple[Job, Sample] | _Swap] = deque()
         self._wake = threading.Condition()
@@ -75,15 +71,24 @@ class Scheduler:
         self._thread = threading.Thread(target=self._work, name="generation", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Job) -> "Future[int]":
-        """Queues a job behind everything that waits."""
+    def submit(self, job: Job, version: int | None = None) -> int:
+        """Queues a job behind everything that waits and returns the version of the weights that it will run on.
+
+        VersionNotHeld when that is not the `version` asked for, Overloaded when too much waits.
+        """
         with self._wake:
             if self._closing:
-                raise RuntimeError("the service is shutting down")
+                raise Overloaded("the service is shutting down")
+            if version is not None and version != self._newest[0]:
+                raise VersionNotHeld(f"version {version} is not here, the current one is {self._newest[0]}")
+            waiting = len(self._queue)
+            # A lone large request is never refused for its own size.
+            if waiting and waiting + len(job.samples) > self.max_waiting:
+                raise Overloaded(f"{waiting} sequences wait already; come again in a while")
             self._queue.extend((job, sample) for sample in job.samples)
-            self.counts.waiting += len(job.samples)
+            telemetry.WAITING.set(len(self._queue))
             self._wake.notify()
-        return job.finished
+            return self._newest[0]
 
     @property
     def newest(self) -> tuple[int, str]:
@@ -112,30 +117,35 @@ class Scheduler:
                 self._wake.wait_for(lambda: self._queue or self._closing)
                 if self._closing:
                     break
-                swap = self._queue.popleft() if isinstance(self._queue[0], _Swap) else None
-                taken = [] if swap else self._take()
-            if swap is not None:
-                self._load(swap)
-            elif taken:
+                first = self._queue[0]
+                if isinstance(first, _Swap):
+                    self._queue.popleft()
+                taken = self._take()
+            if isinstance(first, _Swap):
+                self._load(first)
+            if taken:
                 self._run(taken)
         for entry in self._queue:
             future = entry.finished if isinstance(entry, _Swap) else entry[0].finished
             if not future.done():
-                future.set_exception(RuntimeError("the service is shutting down"))
+                future.set_exception(Overloaded("the service is shutting down"))
 
     def _take(self) -> list[tuple[Job, Sample]]:
         """The next batch: samples in order, up to `max_batch`, none from behind new weights."""
-        taken = []
-        while self._queue and len(taken) < self.engine.max_batch and not isinstance(self._queue[0], _Swap):
-            entry = self._queue.popleft()
-            assert not isinstance(entry, _Swap)
+        taken: list[tuple[Job, Sample]] = []
+        while self._queue and len(taken) < self.engine.max_batch:
+            entry = self._queue[0]
+            if isinstance(entry, _Swap):
+                break
+            self._queue.popleft()
             taken.append(entry)
-        self.counts.waiting -= len(taken)
+        telemetry.WAITING.set(len(self._queue))
         return taken
 
     def _load(self, swap: _Swap) -> None:
         load_weights(self.engine.model, swap.tensors)
         self.version, self.digest = swap.version, swap.digest
+        telemetry.WEIGHTS_VERSION.set(swap.version)
         swap.finished.set_result(None)
 
     def _run(self, taken: list[tuple[Job, Sample]]) -> None:
@@ -154,30 +164,27 @@ class Scheduler:
                 if not job.finished.done():
                     job.finished.set_exception(error)
         finally:
-            self.counts.running = 0
-            self.counts.generation_seconds += time.perf_counter() - started
+            telemetry.GENERATION_SECONDS.inc(time.perf_counter() - started)
 
     def _generate(self, unfinished: list[tuple[Job, Sample]]) -> None:
         if not unfinished:
             return
         batch = Batch(self.engine.model, [sample for _, sample in unfinished], self.engine.eos_ids)
-        self.counts.prompt_tokens += sum(len(sample.prompt) for _, sample in unfinished)
+        telemetry.BATCH_SIZE.observe(len(unfinished))
+        telemetry.PROMPT_TOKENS.inc(sum(len(sample.prompt) for _, sample in unfinished))
         while unfinished and not self._closing:
-            self.counts.running = len(unfinished)
-            self.counts.generated_tokens += batch.step()
+            telemetry.GENERATED_TOKENS.inc(batch.step())
             for job, sample in unfinished:
                 if sample.finish_reason:
                     self._ended(job, sample)
             unfinished = [(job, sample) for job, sample in unfinished if not sample.finish_reason]
         for job, _ in unfinished:
             if not job.finished.done():
-                job.finished.set_exception(RuntimeError("the service is shutting down"))
+                job.finished.set_exception(Overloaded("the service is shutting down"))
 
     def _ended(self, job: Job, sample: Sample) -> None:
         if job.on_sample is not None:
             job.on_sample(sample)
         job.pending -= 1
         if job.pending == 0 and not job.finished.done():
-            self.counts.jobs += 1
-            self.counts.cancelled += sample.finish_reason == "cancelled"
-            job.finished.set_result(self.version)
+            job.finished.set_result(None)

@@ -13,9 +13,7 @@ UNFINISHED = "\ufffd"
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
     """The text of token ids, without special tokens and without clean-up of spaces."""
-    text = tokenizer.decode(
-        list(token_ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
-    )
+    text = tokenizer.decode(list(token_ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
     return str(text)
 
 

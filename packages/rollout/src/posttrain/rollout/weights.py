@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from posttrain.core.errors import RequestError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
+
+from posttrain.core.errors import RequestError
 
 
 def expected_shapes(model: PreTrainedModel) -> dict[str, torch.Size]:

@@ -1,0 +1,175 @@
+"""The policy service's routes, contract 1, as a FastAPI application that any ASGI server can carry.
+
+Every answer that is not a success has OpenAI's form of an error. Key, loopback rule, body limits and the contract
+header are `posttrain.core.asgi`'s; BentoML adds liveness, readiness and metrics.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Header, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from posttrain.core.errors import RequestError
+from posttrain.core.wire import DIGEST_HEADER
+from posttrain.rollout import __version__
+from posttrain.rollout.answering import answer, refusal
+from posttrain.rollout.policy import Policy
+from posttrain.rollout.requests import ChatRequest, CompletionRequest
+from posttrain.rollout.scheduler import Overloaded, VersionNotHeld
+from posttrain.rollout.upload import Conflict, NoSpace, TooLarge, Uploads
+
+log = logging.getLogger(__name__)
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, in words; `code` is for programs."""
+
+    message: str
+    type: str
+    code: str | None
+
+
+class Error(BaseModel):
+    """OpenAI's form of an error."""
+
+    error: ErrorDetail
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": Error} for status in (400, 401, 403, 413, *statuses)}
+
+
+def create_app() -> FastAPI:
+    """The application; `serve` gives it its policy before the first request."""
+    app = FastAPI(title="posttrain policy service", version=__version__, docs_url=None, redoc_url=None)
+
+    @app.get("/v1/models", responses=_errors())
+    async def list_models(http: Request) -> dict[str, Any]:
+        """The weights that serve now."""
+        return {"object": "list", "data": [_model(http.app.state.policy)]}
+
+    @app.get("/v1/models/{model_id}", responses=_errors(404))
+    async def retrieve_model(http: Request, model_id: str) -> dict[str, Any]:
+        """The current weights, if `model_id` names them."""
+        policy = http.app.state.policy
+        version = policy.version(model_id)
+        if version not in (None, policy.scheduler.version):
+            raise VersionNotHeld(f"version {version} is not here, the current one is {policy.scheduler.version}")
+        return _model(policy)
+
+    octets = {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+
+    @app.put("/v1/models/{model_id}", responses=_errors(404, 409, 507), openapi_extra={"requestBody": octets})
+    async def push_weights(
+        http: Request, model_id: str, sha256: Annotated[str | None, Header(alias=DIGEST_HEADER)] = None
+    ) -> dict[str, str]:
+        """Makes a safetensors file the weights of a version; the old ones serve until it has succeeded."""
+        policy = http.app.state.policy
+        version = policy.version(model_id)
+        if version is None:
+            raise RequestError(f"name a version to push to: '{policy.settings.name}@VERSION'")
+        digest = await http.app.state.uploads.take(version, sha256, http.stream())
+        return {"id": policy.model_id(version), "sha256": digest}
+
+    @app.post("/v1/completions", responses=_errors(404, 503), response_model=None)
+    async def completions(http: Request, body: CompletionRequest) -> Response:
+        """Continues prompts of text or token ids."""
+        return await answer(http.app.state.policy, body, http)
+
+    @app.post("/v1/chat/completions", responses=_errors(404, 503), response_model=None)
+    async def chat_completions(http: Request, body: ChatRequest) -> Response:
+        """Answers a conversation through the model's own chat template."""
+        return await answer(http.app.state.policy, body, http)
+
+    _handle_errors(app)
+    _without_422(app)
+    return app
+
+
+def serve(app: FastAPI, policy: Policy) -> None:
+    """Gives the application what it serves."""
+    app.state.policy, app.state.uploads = policy, Uploads(policy)
+
+
+def _model(policy: Policy) -> dict[str, Any]:
+    scheduler = policy.scheduler
+    return {
+        "id": policy.model_id(scheduler.version),
+        "object": "model",
+        "created": policy.created,
+        "owned_by": "posttrain",
+        "root": policy.settings.name,
+        "version": scheduler.version,
+        "sha256": scheduler.digest,
+        "instance": policy.instance,
+        "max_model_len": policy.engine.context,
+    }
+
+
+def _handle_errors(app: FastAPI) -> None:
+    statuses: list[tuple[type[Exception], int, str | None]] = [
+        (VersionNotHeld, 404, "model_not_found"),
+        (Conflict, 409, "version_conflict"),
+        (TooLarge, 413, "request_too_large"),
+        (NoSpace, 507, "no_space"),
+        (Overloaded, 503, "overloaded"),
+        (RequestError, 400, None),
+        (ClientDisconnect, 400, "client_disconnected"),
+    ]
+    for kind, status, code in statuses:
+        app.add_exception_handler(kind, _saying(status, code))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        return refusal(400, first_problem(error))
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> Response:
+        return refusal(error.status_code, str(error.detail))
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> Response:
+        # What is in the error may quote a prompt: its kind is logged, its text is not shown.
+        log.error("a request failed: %s", type(error).__name__)
+        return refusal(500, "the service failed on this request; its log has the reason", "internal_error")
+
+
+def _saying(status: int, code: str | None) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def handler(_: Request, error: Exception) -> Response:
+        return refusal(status, str(error) or "the request was not sent completely", code)
+
+    return handler
+
+
+def first_problem(error: RequestValidationError) -> str:
+    """One sentence about the first thing that is wrong; it names the place and never repeats the input."""
+    details = error.errors()
+    first = next((d for d in details if d["type"] == "extra_forbidden"), details[0])
+    path = ".".join(str(part) for part in first["loc"][1:])[:80]
+    if first["type"] == "extra_forbidden":
+        return f"unknown parameter '{path}'; leave it out"
+    if first["type"] == "json_invalid":
+        return "the body is not valid JSON"
+    if path.partition(".")[0] == "prompt":
+        return "'prompt' must be a text, a list of texts, a list of token ids, or a list of lists of token ids"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"'{path}': {message[0].lower()}{message[1:]}" if path else message
+
+
+def _without_422(app: FastAPI) -> None:
+    """Takes FastAPI's own description of validation errors out: they are answered with 400."""
+    schema = app.openapi()
+    for path in schema["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        schema["components"]["schemas"].pop(name, None)

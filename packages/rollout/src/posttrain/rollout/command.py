@@ -1,0 +1,65 @@
+"""`posttrain serve policy`: refuses what cannot be served in one line, then becomes BentoML's server.
+
+Nothing heavy is imported here; the server process imports torch itself.
+"""
+
+import ipaddress
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from posttrain.core.serving import serve_in_foreground
+
+SERVICE = "posttrain.rollout.service:PolicyService"
+
+
+def serve_policy(
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id; its weights are version 0.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; beyond loopback it needs POSTTRAIN_API_KEY.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8001,
+    name: Annotated[str, typer.Option(help="The model's name in requests.")] = "policy",
+    max_batch: Annotated[int, typer.Option(min=1, help="Sequences generated together.")] = 256,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of a forward pass; 0 is one for each core.")] = 0,
+    max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest weights file that may be pushed, MiB.")] = 16384,
+) -> None:
+    """Serve a language model over HTTP: OpenAI's completions and chat, and weights by version."""
+    from posttrain.core.config import validate
+    from posttrain.rollout.checkpoint import refuse_unservable
+    from posttrain.rollout.settings import ENVIRONMENT, PolicyServiceSettings
+
+    folder = Path(checkpoint).expanduser()
+    # A Hub id is `name` or `owner/name`; whatever else, or whatever exists, is meant as a folder.
+    if folder.exists() or folder.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1:
+        refuse_unservable(folder)
+        checkpoint = str(folder.resolve())
+    settings = validate(
+        PolicyServiceSettings,
+        {
+            "checkpoint": checkpoint,
+            "name": name,
+            "max_batch": max_batch,
+            "threads": threads,
+            "max_upload_mb": max_upload_mb,
+        },
+        "serve policy",
+    )
+    if not is_loopback(host) and not os.environ.get("POSTTRAIN_API_KEY"):
+        print("warning: POSTTRAIN_API_KEY is not set, so only requests from this machine are answered", file=sys.stderr)
+    print(f"policy service on http://{host}:{port}: {name} ({checkpoint})", file=sys.stderr)
+    environment = {ENVIRONMENT: settings.model_dump_json()}
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    serve_in_foreground(SERVICE, host=host, port=port, environment=environment, extra="posttrain-rollout[service]")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reachable from this machine only."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,94 @@
+"""What a policy service holds: one model under a name, its tokenizer, the worker that runs it.
+
+From a client's request it makes the samples to generate; it knows neither HTTP nor how an answer is written.
+"""
+
+import re
+import secrets
+import time
+import uuid
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from posttrain.core.errors import RequestError
+from posttrain.core.hashing import digest_file
+from posttrain.data.chat import end_token_id, load_tokenizer, render_prompt
+from posttrain.rollout.decode import Sample
+from posttrain.rollout.engine import Engine
+from posttrain.rollout.requests import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
+from posttrain.rollout.scheduler import Scheduler, VersionNotHeld
+from posttrain.rollout.settings import PolicyServiceSettings
+
+
+class Policy:
+    """A served model. `instance` differs after every start: a restarted service is back at version 0."""
+
+    def __init__(
+        self, engine: Engine, tokenizer: PreTrainedTokenizerFast, settings: PolicyServiceSettings, digest: str = ""
+    ) -> None:
+        self.engine, self.tokenizer, self.settings = engine, tokenizer, settings
+        self.scheduler = Scheduler(engine, digest, settings.max_waiting)
+        self.instance = uuid.uuid4().hex
+        self.created = int(time.time())
+
+    @classmethod
+    def load(cls, settings: PolicyServiceSettings) -> "Policy":
+        """The policy of `settings.checkpoint`; RequestError when it is no language model or has no tokenizer."""
+        tokenizer = load_tokenizer(settings.checkpoint)
+        engine = Engine.load(settings.checkpoint, {end_token_id(tokenizer)}, settings.max_batch)
+        weights = Path(settings.checkpoint) / "model.safetensors"
+        return cls(engine, tokenizer, settings, digest_file(weights) if weights.is_file() else "")
+
+    def model_id(self, version: int) -> str:
+        """`policy@17`."""
+        return f"{self.settings.name}@{version}"
+
+    def version(self, model: str) -> int | None:
+        """The version that `policy@17` names, None for plain `policy`; VersionNotHeld for another model's name."""
+        if model == self.settings.name:
+            return None
+        found = re.fullmatch(re.escape(self.settings.name) + r"@(0|[1-9][0-9]{0,17})", model)
+        if not found:
+            raise VersionNotHeld(
+                f"this service has no such model; ask for '{self.settings.name}' or '{self.settings.name}@VERSION'"
+            )
+        return int(found[1])
+
+    def completion_samples(self, request: CompletionRequest) -> list[Sample]:
+        """The samples of a completions request, prompt by prompt."""
+        prompts = [self.encode(prompt) if isinstance(prompt, str) else prompt for prompt in request.prompts()]
+        max_tokens = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
+        if request.echo and request.stream:
+            raise RequestError("echo cannot be streamed; leave one of the two out")
+        return self._samples(request, prompts, max_tokens, echo=bool(request.echo), top_logprobs=request.logprobs or 0)
+
+    def chat_samples(self, request: ChatRequest) -> list[Sample]:
+        """The samples of a chat request: its messages through the model's own template."""
+        prompt = render_prompt(self.tokenizer, [message.plain() for message in request.messages])  # type: ignore[misc]
+        asked = request.max_completion_tokens or request.max_tokens
+        # OpenAI's chat has no limit but the context; the check below then names both numbers if nothing is left.
+        max_tokens = max(1, self.engine.context - len(prompt)) if asked is None else asked
+        return self._samples(request, [prompt], max_tokens, echo=False, top_logprobs=request.top_logprobs or 0)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text prompt; special tokens written in it are taken as such, as OpenAI's servers do."""
+        return list(self.tokenizer(text)["input_ids"])
+
+    def _samples(
+        self, request: GenerationRequest, prompts: list[list[int]], max_tokens: int, *, echo: bool, top_logprobs: int
+    ) -> list[Sample]:
+        n = request.n or 1
+        if not prompts:
+            raise RequestError("'prompt' is an empty list; give one prompt at least")
+        if len(prompts) * n > self.settings.max_sequences:
+            raise RequestError(
+                f"{len(prompts)} prompts with n = {n} are more than {self.settings.max_sequences} sequences; split them"
+            )
+        seed = secrets.randbits(62) if request.seed is None else request.seed
+        sampling = request.sampling(max_tokens, echo=echo, top_logprobs=top_logprobs)
+        return self.engine.samples(prompts, sampling, n, seed)
+
+    def close(self) -> None:
+        """Ends the worker."""
+        self.scheduler.close()

@@ -1,0 +1,115 @@
+"""Finished or running samples as OpenAI's JSON, with vLLM's token ids.
+
+Pure functions from samples to dictionaries. Texts are decoded here, so large answers should be made off the event
+loop.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.rollout.decode import Sample, TopLogprobs
+from posttrain.rollout.text import TextWatcher, decode
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
+    """How one token is shown in log-probabilities, special ones included."""
+    return decode(tokenizer, [token_id], skip_special=False)
+
+
+def sample_text(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> str:
+    """What the sample says, cut before its stop string."""
+    if isinstance(sample.watcher, TextWatcher):
+        sample.watcher.finish()
+        return sample.watcher.text
+    return decode(tokenizer, sample.token_ids)
+
+
+def usage(samples: Sequence[Sample], n: int) -> dict[str, int]:
+    """Token counts of a request; each prompt counts once."""
+    prompt = sum(len(sample.prompt) for sample in samples[::n])
+    completion = sum(len(sample.token_ids) for sample in samples)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def completion_choice(
+    tokenizer: PreTrainedTokenizerBase, sample: Sample, index: int, *, logprobs: bool, token_ids: bool
+) -> dict[str, Any]:
+    """One choice of `/v1/completions`; with `echo` the prompt comes first, in text and in log-probabilities."""
+    text = sample_text(tokenizer, sample)
+    echo = sample.sampling.echo
+    if echo:
+        text = decode(tokenizer, sample.prompt) + text
+    choice: dict[str, Any] = {"index": index, "text": text, "logprobs": None, "finish_reason": sample.finish_reason}
+    if logprobs:
+        ids, values, tops = sample.token_ids, list(sample.logprobs), list(sample.top_logprobs)
+        if echo and sample.prompt_logprobs is not None:
+            ids = [*sample.prompt, *ids]
+            # Nothing predicts the first token of a prompt.
+            values = [None, *sample.prompt_logprobs.logprobs, *values]  # type: ignore[list-item]
+            tops = [None, *sample.prompt_logprobs.top, *tops] if sample.sampling.top_logprobs else []  # type: ignore[list-item]
+        choice["logprobs"] = completion_logprobs(tokenizer, ids, values, tops)
+    if token_ids:
+        choice["prompt_token_ids"] = list(sample.prompt)
+        choice["token_ids"] = sample.token_ids
+    return choice
+
+
+def completion_logprobs(
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    values: Sequence[float | None],
+    tops: Sequence[TopLogprobs | None],
+    offset: int = 0,
+) -> dict[str, Any]:
+    """The completions form: parallel lists. `offset` is where the first token's text begins."""
+    tokens = [token_text(tokenizer, token) for token in ids]
+    offsets = []
+    for token in tokens:
+        offsets.append(offset)
+        offset += len(token)
+    shown = (
+        [
+            None if top is None else _named(tokenizer, [*top, (token, value)])  # type: ignore[list-item]
+            for top, token, value in zip(tops, ids, values, strict=True)
+        ]
+        if tops
+        else None
+    )
+    return {"tokens": tokens, "token_logprobs": list(values), "top_logprobs": shown, "text_offset": offsets}
+
+
+def _named(tokenizer: PreTrainedTokenizerBase, pairs: TopLogprobs) -> dict[str, float]:
+    named: dict[str, float] = {}
+    for token, value in pairs:
+        named.setdefault(token_text(tokenizer, token), value)  # pieces of characters may share a text
+    return named
+
+
+def chat_logprobs(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], values: Sequence[float], tops: Sequence[TopLogprobs]
+) -> dict[str, Any]:
+    """The chat form: an object a token."""
+
+    def entry(token: int, value: float) -> dict[str, Any]:
+        text = token_text(tokenizer, token)
+        return {"token": text, "logprob": value, "bytes": list(text.encode())}
+
+    places = zip(ids, values, tops or [[]] * len(ids), strict=True)
+    content = [{**entry(i, v), "top_logprobs": [entry(*pair) for pair in top]} for i, v, top in places]
+    return {"content": content, "refusal": None}
+
+
+def chat_choice(
+    tokenizer: PreTrainedTokenizerBase, sample: Sample, index: int, *, logprobs: bool, token_ids: bool
+) -> dict[str, Any]:
+    """One choice of `/v1/chat/completions`."""
+    message = {"role": "assistant", "content": sample_text(tokenizer, sample), "refusal": None}
+    choice: dict[str, Any] = {"index": index, "message": message, "logprobs": None}
+    if logprobs:
+        choice["logprobs"] = chat_logprobs(tokenizer, sample.token_ids, sample.logprobs, sample.top_logprobs)
+    choice["finish_reason"] = sample.finish_reason
+    if token_ids:
+        choice["token_ids"] = sample.token_ids
+    return choice

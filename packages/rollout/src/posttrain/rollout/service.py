@@ -1,0 +1,53 @@
+"""The policy service as BentoML runs it: one worker that holds the model, the routes of `app.py` mounted on it.
+
+Start it with `posttrain serve policy CHECKPOINT`, or with `bentoml serve posttrain.rollout.service:PolicyService` and
+the settings in `POSTTRAIN_POLICY` (see `settings.py`).
+"""
+
+import os
+
+import bentoml
+import torch
+
+from posttrain.core.asgi import MIB, ServiceMiddleware
+from posttrain.core.process import die_with_parent
+from posttrain.rollout.app import create_app, serve
+from posttrain.rollout.policy import Policy
+from posttrain.rollout.settings import ENVIRONMENT, PolicyServiceSettings, from_environment
+
+app = create_app()
+
+
+@bentoml.service(
+    name="posttrain_policy",
+    workers=1,
+    # The time to the first byte of an answer; a long rollout is silent until it is done.
+    traffic={"timeout": 600, "max_concurrency": 100_000},
+    logging={"access": {"enabled": False}},
+)
+@bentoml.asgi_app(app)
+class PolicyService:
+    """Loads the checkpoint that the settings name and serves it as version 0."""
+
+    def __init__(self) -> None:
+        # A worker whose supervisor was killed must not go on holding the port and the memory.
+        die_with_parent()
+        settings = from_environment()
+        torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+        self.policy = Policy.load(settings)
+        serve(app, self.policy)
+
+    @bentoml.on_shutdown
+    def close(self) -> None:
+        """Ends the generation thread."""
+        self.policy.close()
+
+
+def _limits() -> dict[str, object]:
+    # BentoML imports this module to describe the service too, where no settings need to be.
+    settings = from_environment() if os.environ.get(ENVIRONMENT) else PolicyServiceSettings(checkpoint="")
+    uploads = {f"/v1/models/{settings.name}@": settings.max_upload_mb * MIB}
+    return {"max_body_bytes": settings.max_body_mb * MIB, "upload_limits": uploads}
+
+
+PolicyService.add_asgi_middleware(ServiceMiddleware, **_limits())  # type: ignore[attr-defined]

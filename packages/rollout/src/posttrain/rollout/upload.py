@@ -1,0 +1,87 @@
+"""New weights over HTTP: to a temporary file with limits and digest check, then checked, then swapped in.
+
+Versions only go up. Until a push has succeeded, nothing of what serves changes.
+"""
+
+import asyncio
+import errno
+import hashlib
+import re
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from posttrain.core.errors import RequestError
+from posttrain.rollout.policy import Policy
+from posttrain.rollout.weights import read_weights
+
+SLACK_BYTES = 64 << 20
+"""What a weights file may hold beyond twice the model's own size: names, metadata, a wider dtype."""
+
+
+class Conflict(RequestError):
+    """The version is older than what serves, or is here with another digest."""
+
+
+class TooLarge(RequestError):
+    """The body is larger than weights of this model can be."""
+
+
+class NoSpace(RequestError):
+    """The disk cannot hold the body."""
+
+
+class Uploads:
+    """Takes pushed weights for one policy, one at a time."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        own = sum(p.numel() * p.element_size() for p in policy.engine.model.parameters())
+        self.limit = min(policy.settings.max_upload_mb << 20, 2 * own + SLACK_BYTES)
+        self._one_at_a_time = asyncio.Lock()
+
+    async def take(self, version: int, digest: str | None, body: AsyncIterator[bytes]) -> str:
+        """Makes the safetensors file in `body` the weights of `version`; returns its SHA-256 when they serve."""
+        if digest is None or not re.fullmatch("[0-9a-fA-F]{64}", digest):
+            raise RequestError("the header X-Content-SHA256 must hold the body's SHA-256 as 64 hexadecimal digits")
+        digest = digest.lower()
+        with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+            # The body is read also when it will be refused: a client that cannot finish sending sees a broken
+            # connection instead of the answer.
+            found = await self._store(body, Path(file.name))
+            if found != digest:
+                raise RequestError(f"the body's SHA-256 is {found}, the header says {digest}; send it again")
+            async with self._one_at_a_time:
+                if not self._refuse_or_know(version, digest):
+                    tensors = await asyncio.to_thread(read_weights, Path(file.name), self.policy.engine.model)
+                    await asyncio.wrap_future(self.policy.scheduler.swap(version, digest, tensors))
+        return digest
+
+    def _refuse_or_know(self, version: int, digest: str) -> bool:
+        newest, newest_digest = self.policy.scheduler.newest
+        if version < newest:
+            raise Conflict(f"version {version} is older than the current {newest}; versions only go up")
+        if version == newest and digest != newest_digest:
+            raise Conflict(f"version {version} is here already with another digest; push it as a later version")
+        return version == newest
+
+    async def _store(self, body: AsyncIterator[bytes], path: Path) -> str:
+        """Writes the body to `path` and returns its SHA-256."""
+        sha, size = hashlib.sha256(), 0
+        failure: RequestError | None = None
+        with path.open("wb") as file:
+            async for chunk in body:
+                size += len(chunk)
+                if size > self.limit or failure:
+                    failure = failure or TooLarge(f"the body is larger than {self.limit} bytes")
+                    continue
+                sha.update(chunk)
+                try:
+                    file.write(chunk)
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+                    failure = NoSpace("no space is left on the service's disk for the weights; the old ones serve on")
+        if failure:
+            raise failure
+        return sha.hexdigest()
