@@ -20,6 +20,8 @@ from posttrain.core.errors import PosttrainError, suggest
 from posttrain.core.process import PARENT_VARIABLE, die_with_parent
 
 GROUP = "posttrain.commands"
+USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
+"""Newer versions of typer carry a click of their own, whose errors are not click's; this name fits both."""
 SECTIONS = {
     "serve": "Run a service in the foreground.",
     "runs": "What lies under runs/, what it cost, what can go.",
@@ -100,12 +102,12 @@ def run(arguments: list[str], debug: bool = False) -> int:
     try:
         result = root().main(arguments, prog_name="posttrain", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except click.exceptions.Exit as error:
+    except (click.exceptions.Exit, typer.Exit) as error:
         return error.exit_code
-    except click.ClickException as error:
+    except (click.ClickException, USAGE_ERROR) as error:
         _say(error.format_message())
         return 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort, typer.Abort):
         _say("interrupted; start the same command again to resume")
         return 130
     except PosttrainError as error:
