@@ -1,40 +1,18 @@
-"""What stands beside a result without being part of it: machine, package versions, commit, time and memory.
+"""What stands beside a result without being part of it: machine, package versions and commit.
 
-Reads the process and its surroundings; knows nothing of stages.
+Reads the process and its surroundings; knows nothing of stages. What a run cost is posttrain.core.cost's.
 """
 
 import platform
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import psutil
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "numpy")
-
-
-class Meter:
-    """Context manager around the work: wall seconds, core-seconds of this process and its ended children, and the
-    peak resident memory of this process in MiB."""
-
-    def __enter__(self) -> "Meter":
-        self._wall, self._cpu = time.monotonic(), _cpu_seconds()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        self._seconds, self._core_seconds = time.monotonic() - self._wall, _cpu_seconds() - self._cpu
-
-    def cost(self) -> dict[str, float]:
-        """What the block cost; call it after the block."""
-        return {
-            "seconds": round(self._seconds, 2),
-            "core_seconds": round(self._core_seconds, 2),
-            "peak_memory_mib": round(_peak_mib(), 1),
-        }
 
 
 def environment(threads: int | None) -> dict[str, Any]:
@@ -66,7 +44,8 @@ def git_commit() -> str | None:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=30)
+            command = ["git", "-C", str(folder), *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
@@ -76,20 +55,6 @@ def git_commit() -> str | None:
     if not commit or not git("ls-files", "--error-unmatch", __file__):
         return None
     return commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-
-
-def _cpu_seconds() -> float:
-    times = psutil.Process().cpu_times()
-    return times.user + times.system + times.children_user + times.children_system
-
-
-def _peak_mib() -> float:
-    try:
-        import resource
-    except ImportError:  # not a POSIX system
-        return psutil.Process().memory_info().rss / 2**20
-    scale = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
 def _processor() -> str:

@@ -8,7 +8,7 @@ work, from `inputs.run.state`. Which stages need which others, and where their c
 
 import importlib
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,12 +17,13 @@ import yaml
 
 from posttrain.core.clients import PolicyClient, RewardClient
 from posttrain.core.config import Settings, read_yaml
+from posttrain.core.cost import CostMeter
 from posttrain.core.errors import RequestError, suggest
 from posttrain.core.files import atomic_write_text
 from posttrain.core.runs import RunDirectory, StageIdentity
 from posttrain.core.seeds import seed_everything
 from posttrain.data.sources import Source, describe_source
-from posttrain.trainers.provenance import Meter, environment
+from posttrain.trainers.provenance import environment
 
 METHODS: dict[str, str] = {
     "sft": "posttrain.trainers.sft",
@@ -87,13 +88,14 @@ def run_stage(method: str, settings: Settings, inputs: StageInputs, identity: St
 
             torch.set_num_threads(inputs.threads)
         seed_everything(inputs.seed)
-        with Meter() as meter:
+        with CostMeter() as meter:
             summary = module.train(settings, inputs)
+        assert meter.cost is not None
         provenance = {
             **_identity(method, identity),
             "resumed": resumed,
             "summary": summary,
-            "cost": meter.cost(),
+            "cost": asdict(meter.cost),
             "environment": environment(inputs.threads),
         }
         run.finish(provenance)

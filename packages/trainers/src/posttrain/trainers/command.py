@@ -1,0 +1,94 @@
+"""`posttrain stage METHOD`: one stage from given checkpoints, data and service addresses, into a given folder.
+
+Reads the command line and calls posttrain.trainers.stage; imports torch only when a stage runs. Which stages a method
+needs, services and recipes are `posttrain train`'s.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from posttrain.core.config import apply_overrides, read_yaml, validate
+from posttrain.core.errors import RequestError
+
+
+def stage(
+    method: Annotated[str, typer.Argument(help="sft, rm, preferences or ppo.", show_default=False)],
+    start: Annotated[str, typer.Option("--from", help="Checkpoint folder to start from.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Run directory to write; an unfinished one is resumed.")],
+    data: Annotated[str | None, typer.Option(help="Training data: file, folder or Hub id.")] = None,
+    data_config: Annotated[str | None, typer.Option(help="Configuration of the dataset.")] = None,
+    data_split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
+    data_rows: Annotated[int | None, typer.Option(help="How many rows to take.")] = None,
+    validation: Annotated[str | None, typer.Option(help="Held-out data; else a share of the training data.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="Checkpoint that KL is measured against.")] = None,
+    policy_url: Annotated[str | None, typer.Option(help="Policy service.", envvar="POLICY_URL")] = None,
+    reward_url: Annotated[str | None, typer.Option(help="Reward service.", envvar="REWARD_URL")] = None,
+    seed: Annotated[int, typer.Option(help="The run's seed.")] = 0,
+    settings: Annotated[Path | None, typer.Option(help="YAML file with the method's settings.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, above the file.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; bits repeat for the same number only.")] = None,
+    tracker: Annotated[list[str] | None, typer.Option(help="wandb, tensorboard or trackio.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")] = False,
+) -> None:
+    """Run one stage of training, or resume it, from given checkpoints, data and services."""
+    from posttrain.trainers.stage import METHODS
+
+    if method not in METHODS:  # before the libraries, which take seconds to import
+        from posttrain.core.errors import suggest
+
+        raise RequestError(f"unknown method '{method}' {suggest(method, METHODS)}")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+    from posttrain.core.clients import PolicyClient, RewardClient
+    from posttrain.core.hashing import digest_checkpoint
+    from posttrain.core.runs import RunDirectory, StageIdentity
+    from posttrain.data.sources import Source, describe_source
+    from posttrain.trainers.stage import StageInputs, method_module, run_stage
+
+    def source_of(path: str | None) -> Source | None:
+        if path is None:
+            return None
+        described = {"path": path, "config": data_config, "split": data_split, "rows": data_rows}
+        return validate(Source, described, "--data")
+
+    def digest_of(folder: Path) -> str:
+        if not folder.is_dir():
+            raise RequestError(f"checkpoint {folder} is not a folder; give one in Hugging Face's layout")
+        return digest_checkpoint(folder)
+
+    checkpoint = Path(start)
+    source, held_out = source_of(data), source_of(validation)
+    definition: dict[str, Any] = {
+        "start": digest_of(checkpoint),
+        "reference": digest_of(reference) if reference else None,
+        "source": describe_source(source) if source else None,
+        "validation": describe_source(held_out) if held_out else None,
+    }
+    module = method_module(method)
+    mapping = apply_overrides(read_yaml(settings) if settings else {}, set_ or [])
+    chosen = validate(module.Settings, mapping, str(settings) if settings and not set_ else f"settings of {method}")
+    identity = StageIdentity(method, module.VERSION, {**definition, "settings": chosen.model_dump(mode="json")}, seed)
+    run = RunDirectory(out.resolve())
+    inputs = StageInputs(
+        run=run,
+        seed=seed,
+        start=checkpoint,
+        reference=reference,
+        source=source,
+        validation=held_out,
+        policy=PolicyClient(policy_url) if policy_url else None,
+        reward=RewardClient(reward_url) if reward_url else None,
+        trackers=tuple(tracker or ()),
+        threads=threads,
+    )
+    provenance = run_stage(method, chosen, inputs, identity)
+    if as_json:
+        print(json.dumps({"run": str(run.path), **provenance}, ensure_ascii=False))
+    else:
+        typer.echo(f"{method} is finished: {run.path}", err=True)
+        for key, value in provenance["summary"].items():
+            typer.echo(f"  {key}: {value if isinstance(value, (int, str)) else json.dumps(value)}", err=True)

@@ -1,0 +1,75 @@
+"""Pairs and rankings to what a reward model trains on: token ids of whole answers, best first.
+
+Every answer is rendered as the reward service renders it for scoring (posttrain.data.chat.render_completion), with
+its end token. One that does not fit is not cut, since what is judged is the whole: its example is dropped and counted.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerFast
+
+from posttrain.core.errors import RequestError
+from posttrain.data.chat import render_completion, render_prompt
+from posttrain.data.rows import Message, Pair, Ranking
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One prompt's K answers, best first, as ids; `answers[k]` goes on where `prompt_ids` ends."""
+
+    prompt: list[Message]
+    prompt_ids: list[int]
+    answers: list[list[int]]
+    kind: str
+
+    @property
+    def prompt_key(self) -> str:
+        """Equal for comparisons of one prompt."""
+        return prompt_key(self.prompt)
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        """Prompt and answer together, for each answer: what the reward service scores."""
+        return [self.prompt_ids + answer for answer in self.answers]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the prompt, counted once, and of all answers."""
+        return len(self.prompt_ids) + sum(map(len, self.answers))
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """Tokenised comparisons, and how many were too long."""
+
+    rows: list[Comparison]
+    dropped: int
+
+
+def prompt_key(prompt: Sequence[Message]) -> str:
+    """A text that is equal for equal prompts."""
+    return json.dumps(prompt, ensure_ascii=False, sort_keys=True)
+
+
+def from_pair(pair: Pair) -> Ranking:
+    """A pair as the ranking of two that it is."""
+    texts = [pair[side][0]["content"] for side in ("chosen", "rejected")]
+    return {"id": pair["id"], "prompt": pair["prompt"], "completions": texts, "kind": pair["kind"]}
+
+
+def comparisons(tokenizer: PreTrainedTokenizerFast, rankings: Sequence[Ranking], max_length: int) -> Comparisons:
+    """Renders every ranking; RequestError when none fits in `max_length` tokens."""
+    rows = []
+    for ranking in rankings:
+        prompt = render_prompt(tokenizer, ranking["prompt"])
+        whole = [render_completion(tokenizer, ranking["prompt"], text, True) for text in ranking["completions"]]
+        if max(map(len, whole)) <= max_length:
+            answers = [ids[len(prompt) :] for ids in whole]
+            rows.append(Comparison(ranking["prompt"], prompt, answers, ranking["kind"]))
+    if not rows:
+        raise RequestError(
+            f"none of {len(rankings)} comparisons fits in {max_length} tokens; raise rm.max_length or shorten the data"
+        )
+    return Comparisons(rows, len(rankings) - len(rows))

@@ -1,0 +1,66 @@
+"""Conversations to what SFT trains on: token ids, and labels only where the assistant speaks.
+
+Too long sequences are cut, so that their last answer goes on without an end token; those whose prompt alone fills the
+context teach nothing and are dropped. Both are counted. Takes any tokenizer with a template that marks generation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerFast
+
+from posttrain.core.errors import RequestError
+from posttrain.data.chat import render_conversation
+from posttrain.data.rows import Conversation
+
+IGNORED = -100
+"""The label of a token without loss (PyTorch's cross entropy, TRL)."""
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Tokenised conversations; `rows[i]` has `input_ids` and `labels` of one length of at most `max_length`."""
+
+    rows: list[dict[str, list[int]]]
+    truncated: int
+    dropped: int
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return [len(row["input_ids"]) for row in self.rows]
+
+
+def demonstrations(
+    tokenizer: PreTrainedTokenizerFast, conversations: Sequence[Conversation], max_length: int
+) -> Demonstrations:
+    """Renders every conversation.
+
+    RequestError when a mask is all zeros or all ones, when the end token of an answer gets no loss (the model would
+    never learn to stop), or when nothing is left.
+    """
+    rows, truncated, dropped = [], 0, 0
+    for conversation in conversations:
+        try:
+            ids, mask = render_conversation(tokenizer, conversation["messages"])
+        except RequestError as error:
+            raise RequestError(f"conversation {conversation['id']}: {error}") from None
+        labels = [token if spoken else IGNORED for token, spoken in zip(ids, mask, strict=True)]
+        if tokenizer.eos_token_id not in labels:
+            raise RequestError(
+                f"conversation {conversation['id']}: the end token {tokenizer.eos_token!r} of the answer gets no "
+                "loss, so the model would never learn to stop; put it inside {% generation %} in the chat template"
+            )
+        if len(ids) > max_length:
+            ids, labels = ids[:max_length], labels[:max_length]
+            if all(label == IGNORED for label in labels):
+                dropped += 1
+                continue
+            truncated += 1
+        rows.append({"input_ids": ids, "labels": labels})
+    if not rows:
+        raise RequestError(
+            f"no conversation has any of its answer within {max_length} tokens ({dropped} of {len(conversations)} "
+            "prompts are longer); raise max_length or shorten the data"
+        )
+    return Demonstrations(rows, truncated, dropped)

@@ -1,0 +1,51 @@
+"""Settings that the offline methods (sft, rm) share: how to optimise, how much at a time, how often to look."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from posttrain.core.config import Settings
+
+
+class OfflineSettings(Settings):
+    """One pass of an optimiser over fixed data. Defaults are those of the nano lab."""
+
+    epochs: int = Field(2, ge=1)
+    """Passes over the training data."""
+    batch_size: int = Field(32, ge=1)
+    """Examples a step (a pair or a ranking is one example)."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Examples on the device at once, None for the whole batch; must divide batch_size. The loss does not depend on
+    it."""
+    bucket: int = Field(8, ge=1)
+    """Batches sorted by length together, to pad less; 1 for none."""
+    max_length: int = Field(256, ge=8)
+    """Longest sequence in tokens, prompt included."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon`: Muon on the matrices of the layers, AdamW on everything else (posttrain.trainers.optimizers)."""
+    lr: float = Field(5e-4, gt=0)
+    """Peak learning rate of AdamW; it decays linearly to 0."""
+    muon_lr: float = Field(0.01, gt=0)
+    """Peak learning rate of Muon."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay, norms and biases excepted."""
+    warmup: float = Field(0.0, ge=0, lt=1)
+    """Share of the steps with a rising learning rate."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: mixed precision; the weights stay fp32. Slower than fp32 on a CPU without AMX."""
+    held_out: float = Field(0.02, gt=0, lt=1)
+    """Share of the training data held out when no validation data is given."""
+    eval_every: int = Field(100, ge=1)
+    """Steps between evaluations on the held-out data; one more follows the last step."""
+    log_every: int = Field(10, ge=1)
+    """Steps between rows of metrics.jsonl."""
+    save_every: int = Field(100, ge=1)
+    """Steps between points that a killed run resumes from."""
+
+    @model_validator(mode="after")
+    def _micro_batch_divides(self) -> Self:
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} must divide batch_size {self.batch_size}")
+        return self
