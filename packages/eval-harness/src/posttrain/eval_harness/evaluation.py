@@ -173,7 +173,12 @@ def _metric_keys(task: Any, values: Mapping[str, Any]) -> list[str]:
 
 
 def _items(
-    name: str, task: Any, samples: Sequence[Mapping[str, Any]], headline: str, scores: Mapping[str, list[Any]], model: Any
+    name: str,
+    task: Any,
+    samples: Sequence[Mapping[str, Any]],
+    headline: str,
+    scores: Mapping[str, list[Any]],
+    model: Any,
 ) -> list[dict[str, Any]]:
     filter_name = headline.partition(",")[2] or "none"
     items = []

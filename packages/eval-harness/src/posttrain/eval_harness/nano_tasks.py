@@ -20,7 +20,9 @@ def dataset(task: Any, splits: Sequence[Any], **_: Any) -> dict[str, datasets.Da
 
     Only the splits asked for are made: a validation task cannot see a test item.
     """
-    return {split: datasets.Dataset.from_list([_storable(i) for i in evaluation_items(task, split)]) for split in splits}
+    return {
+        split: datasets.Dataset.from_list([_storable(i) for i in evaluation_items(task, split)]) for split in splits
+    }
 
 
 def _storable(item: Mapping[str, Any]) -> dict[str, Any]:

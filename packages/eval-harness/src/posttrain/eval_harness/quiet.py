@@ -3,10 +3,9 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partialmethod
 from typing import Any
 
-_LOGGERS = ("lm_eval", "transformers", "datasets", "httpx", "nltk")
+_LOGGERS = ("lm_eval", "transformers", "datasets", "huggingface_hub", "httpx", "nltk")
 
 
 @contextmanager
@@ -18,14 +17,18 @@ def quiet() -> Iterator[None]:
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     draw: Any = tqdm.__init__
     bars = datasets.are_progress_bars_disabled()
+
+    def draw_nothing(self: Any, *arguments: Any, **options: Any) -> None:
+        draw(self, *arguments, **(options | {"disable": True}))
+
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
-    tqdm.__init__ = partialmethod(draw, disable=True)  # type: ignore[method-assign, assignment]
+    tqdm.__init__ = draw_nothing
     datasets.disable_progress_bars()
     try:
         yield
     finally:
-        tqdm.__init__ = draw  # type: ignore[method-assign]
+        tqdm.__init__ = draw
         if not bars:
             datasets.enable_progress_bars()
         for name, level in levels.items():
