@@ -5,17 +5,19 @@ header are `posttrain.core.asgi`'s; BentoML adds liveness, readiness and metrics
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from posttrain.core.errors import RequestError
+from posttrain.core.errors import PosttrainError, RequestError
 from posttrain.core.wire import DIGEST_HEADER
 from posttrain.rollout import __version__
 from posttrain.rollout.answering import answer, refusal
@@ -24,7 +26,29 @@ from posttrain.rollout.requests import ChatRequest, CompletionRequest
 from posttrain.rollout.scheduler import Overloaded, VersionNotHeld
 from posttrain.rollout.upload import Conflict, NoSpace, TooLarge, Uploads
 
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+
 log = logging.getLogger(__name__)
+
+
+class _Route(APIRoute):
+    """A route whose unforeseen failures are answered too; Starlette would answer and then raise them on."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except (PosttrainError, RequestValidationError, HTTPException, ClientDisconnect):
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer in OpenAI's form
+                # The error's own text may quote a prompt, so only its kind and place are logged.
+                place = "".join(traceback.format_tb(error.__traceback__))
+                log.error("a request failed with %s at\n%s", type(error).__name__, place)
+                return refusal(500, "the service failed on this request; its log says where", "internal_error")
+
+        return handler
 
 
 class ErrorDetail(BaseModel):
@@ -48,6 +72,7 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def create_app() -> FastAPI:
     """The application; `serve` gives it its policy before the first request."""
     app = FastAPI(title="posttrain policy service", version=__version__, docs_url=None, redoc_url=None)
+    app.router.route_class = _Route
 
     @app.get("/v1/models", responses=_errors())
     async def list_models(http: Request) -> dict[str, Any]:
@@ -90,7 +115,15 @@ def create_app() -> FastAPI:
         """Answers a conversation through the model's own chat template."""
         return await answer(http.app.state.policy, body, http)
 
-    _handle_errors(app)
+    known = {getattr(route, "path_regex", None) for route in app.routes} - {None}
+
+    @app.api_route("/{path:path}", methods=METHODS, include_in_schema=False)
+    async def unknown(path: str) -> None:
+        """What no route takes; without this BentoML would answer in a form of its own."""
+        method_only = any(pattern.match(f"/{path}") for pattern in known)
+        raise HTTPException(405 if method_only else 404)
+
+    _answer_errors(app)
     _without_422(app)
     return app
 
@@ -115,7 +148,7 @@ def _model(policy: Policy) -> dict[str, Any]:
     }
 
 
-def _handle_errors(app: FastAPI) -> None:
+def _answer_errors(app: FastAPI) -> None:
     statuses: list[tuple[type[Exception], int, str | None]] = [
         (VersionNotHeld, 404, "model_not_found"),
         (Conflict, 409, "version_conflict"),
@@ -135,12 +168,6 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> Response:
         return refusal(error.status_code, str(error.detail))
-
-    @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> Response:
-        # What is in the error may quote a prompt: its kind is logged, its text is not shown.
-        log.error("a request failed: %s", type(error).__name__)
-        return refusal(500, "the service failed on this request; its log has the reason", "internal_error")
 
 
 def _saying(status: int, code: str | None) -> Callable[[Request, Exception], Awaitable[Response]]:

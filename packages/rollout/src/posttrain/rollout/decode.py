@@ -4,7 +4,7 @@ It runs the transformers modules of any Llama-like model, with `BatchCache` for 
 only: text, requests and schedules are somebody else's.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -91,7 +91,12 @@ class Batch:
         """Samples one token for every unfinished row and returns how many; the first call computes the prompts."""
         if self._tokens is None:
             logits = self._prefill()
-            self._finish(row for row in self.rows if row.sampling.max_tokens == 0)
+            for row in self.rows:
+                if row.sampling.max_tokens == 0:
+                    row.finish_reason = "length"
+            if all(row.finish_reason for row in self.rows):
+                self.rows = []
+                return 0
         else:
             self._drop_finished()
             if self.done:
@@ -131,11 +136,6 @@ class Batch:
             elif len(row.token_ids) >= row.sampling.max_tokens:
                 row.finish_reason = "length"
         return count
-
-    @staticmethod
-    def _finish(rows: Iterable[Sample]) -> None:
-        for row in rows:
-            row.finish_reason = "length"
 
     def _drop_finished(self) -> None:
         assert self._tokens is not None
