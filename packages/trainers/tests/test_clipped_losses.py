@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from posttrain.trainers.clipped import clipped_policy_loss, clipped_value_loss
 
 logprob, number, epsilon = st.floats(-5, 0), st.floats(-4, 4), st.floats(0.01, 0.5)
@@ -36,7 +37,8 @@ def test_a_clipped_token_has_no_gradient():
     new = torch.log(torch.tensor([2.0, 1.1])).requires_grad_()
     losses, _ = clipped_policy_loss(new, torch.zeros(2), torch.tensor([1.0, 1.0]), 0.2, 0.2)
     (gradient,) = torch.autograd.grad(losses.sum(), new)
-    assert gradient[0] == 0 and gradient[1] == pytest.approx(-1.1)
+    assert gradient[0] == 0
+    assert gradient[1] == pytest.approx(-1.1)
 
 
 def test_at_ratio_one_the_gradient_is_the_policy_gradient():
@@ -44,7 +46,8 @@ def test_at_ratio_one_the_gradient_is_the_policy_gradient():
     advantages = torch.tensor([0.7, -0.3])
     losses, clipped = clipped_policy_loss(new, new.detach(), advantages, 0.2, 0.2)
     (gradient,) = torch.autograd.grad(losses.sum(), new)
-    assert torch.allclose(gradient, -advantages) and not clipped.any()
+    assert torch.allclose(gradient, -advantages)
+    assert not clipped.any()
 
 
 @settings(deadline=None, max_examples=60)
@@ -60,4 +63,5 @@ def test_value_loss_equals_the_plain_loop(rows, clip):
 def test_value_loss_by_hand():
     # V = 1, V_old = 0, R = 1, ε = .2: unclipped 0, clipped (.2 − 1)² = .64; loss .32, clipped
     losses, clipped = clipped_value_loss(torch.ones(1), torch.zeros(1), torch.ones(1), 0.2)
-    assert torch.allclose(losses, torch.tensor([0.32])) and clipped.tolist() == [True]
+    assert torch.allclose(losses, torch.tensor([0.32]))
+    assert clipped.tolist() == [True]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from posttrain.trainers.advantages import gae, token_rewards
 
 
@@ -12,9 +13,7 @@ def episodes(draw):
     """Ragged rewards and values, right-padded, with garbage in the padding."""
     lengths = draw(st.lists(st.integers(0, 6), min_size=1, max_size=4))
     number = st.floats(-5, 5, allow_nan=False, width=32)
-    rows = [
-        ([draw(number) for _ in range(n)], [draw(number) for _ in range(n)]) for n in lengths
-    ]
+    rows = [([draw(number) for _ in range(n)], [draw(number) for _ in range(n)]) for n in lengths]
     time = max(max(lengths), 1)
     rewards, values = torch.full((len(rows), time), 77.0), torch.full((len(rows), time), -99.0)
     mask = torch.zeros(len(rows), time, dtype=torch.bool)
@@ -39,7 +38,8 @@ def test_gae_equals_the_sum_of_discounted_residuals(episode, gamma, lam):
         expected = torch.tensor(plain_gae(r, v, gamma, lam), dtype=torch.float64)
         assert torch.allclose(advantages[b, : len(r)], expected, atol=1e-9)
         assert torch.allclose(returns[b, : len(r)], expected + torch.tensor(v, dtype=torch.float64), atol=1e-9)
-    assert (advantages[~mask] == 0).all() and (returns[~mask] == 0).all()
+    assert (advantages[~mask] == 0).all()
+    assert (returns[~mask] == 0).all()
 
 
 def test_gae_of_two_tokens_by_hand():

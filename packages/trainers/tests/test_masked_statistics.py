@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from posttrain.trainers.masked import explained_variance, masked_mean, masked_sum, whiten
 
 cells = st.lists(st.tuples(st.floats(-9, 9), st.booleans()), min_size=1, max_size=12)
@@ -38,7 +39,9 @@ def test_whitened_values_equal_the_plain_formula(rows):
 
 def test_whitening_by_hand():
     # (1, 3): mean 2, deviation 1
-    assert torch.allclose(whiten(torch.tensor([1.0, 3.0, 50.0]), torch.tensor([True, True, False])), torch.tensor([-1.0, 1.0, 0.0]))
+    assert torch.allclose(
+        whiten(torch.tensor([1.0, 3.0, 50.0]), torch.tensor([True, True, False])), torch.tensor([-1.0, 1.0, 0.0])
+    )
 
 
 def test_constant_values_whiten_to_zero():

@@ -24,7 +24,9 @@ def gae(
     are 0 where the mask is false. Raises ValueError when the shapes differ.
     """
     if not rewards.shape == values.shape == mask.shape:
-        raise ValueError(f"rewards {tuple(rewards.shape)}, values {tuple(values.shape)} and mask {tuple(mask.shape)} differ")
+        raise ValueError(
+            f"rewards {tuple(rewards.shape)}, values {tuple(values.shape)} and mask {tuple(mask.shape)} differ"
+        )
     present = mask.to(values.dtype)
     rewards, values = rewards * present, values * present
     advantages = torch.zeros_like(values)
@@ -46,8 +48,8 @@ def token_rewards(
 ) -> Float[Tensor, "batch time"]:
     """The reward of each token: −kl_coef · (log π − log π_ref), and at the last token the completion's reward as well.
 
-    Ziegler et al. 2019, eq. 2, spread over the tokens as in InstructGPT (Ouyang et al. 2022, appendix C). `log_ratio` is
-    the estimator k1 of each token; `mask` is a prefix of each row, and a row without a token gets nothing.
+    Ziegler et al. 2019, eq. 2, spread over the tokens as in InstructGPT (Ouyang et al. 2022, appendix C). `log_ratio`
+    is the estimator k1 of each token; `mask` is a prefix of each row, and a row without a token gets nothing.
     """
     rewards = torch.where(mask, -kl_coef * log_ratio, torch.zeros_like(log_ratio))
     lengths = mask.sum(dim=1)

@@ -16,7 +16,7 @@ def clipped_policy_loss(
     clip_low: float,
     clip_high: float,
 ) -> tuple[Float[Tensor, "*shape"], Bool[Tensor, "*shape"]]:
-    """−min(ρA, clip(ρ, 1 − clip_low, 1 + clip_high) A) with ρ = π/π_old (eq. 7), and where the clip took the gradient away.
+    """−min(ρA, clip(ρ, 1 − clip_low, 1 + clip_high) A) with ρ = π/π_old (eq. 7), and where the clip took the gradient.
 
     The paper has one ε for both sides; two are for methods that clip higher above than below (DAPO).
     """

@@ -36,7 +36,10 @@ def whiten(
 def explained_variance(
     predictions: Float[Tensor, "*shape"], targets: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]
 ) -> float:
-    """1 − Var(targets − predictions) / Var(targets): 1 is a perfect critic, 0 one that knows the mean only; NaN if the targets are constant."""
+    """1 − Var(targets − predictions) / Var(targets); NaN if the targets are constant.
+
+    1 is a perfect critic, 0 one that knows the mean only, below 0 worse than that.
+    """
     targets, errors = targets[mask], (targets - predictions)[mask]
     variance = targets.var(correction=0)
     if not variance > 0:

@@ -1,0 +1,116 @@
+"""The data of one rollout on its way through a method: ids, masks, log-probabilities, rewards, groups.
+
+Tensors are [batch, time], time counting a completion's tokens, padded on the right. A `Batch` holds what was true when
+the completions were sampled; a `Minibatch` adds what the models in training say now, with gradients.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from posttrain.trainers.method import Group
+
+
+@dataclass
+class Batch:
+    """Completions with all that is known about them; `[batch, time]` tensors are 0 where `mask` is false."""
+
+    prompt_ids: list[list[int]]
+    completion_ids: list[list[int]]
+    mask: Bool[Tensor, "batch time"]
+    sampled_logprobs: Float[Tensor, "batch time"]
+    """What the engine sampled with. The trainer's own `logprobs` differ in the last digits."""
+    rewards: Float[Tensor, " batch"]
+    """Weighted sum of the reward sources, after the rule for truncated completions."""
+    groups: Int[Tensor, " batch"]
+    """Equal for completions of one prompt."""
+    finished: Bool[Tensor, " batch"]
+    """False for completions cut at the length limit."""
+    logprobs: Float[Tensor, "batch time"]
+    """By the trainer's forward pass with the weights that sampled: π_old."""
+    entropy: Float[Tensor, "batch time"]
+    ref_logprobs: Float[Tensor, "batch time"] | None = None
+    outputs: dict[str, Float[Tensor, "batch time"]] = field(default_factory=dict)
+    """By name of the method's extra modules, before the update."""
+    credit: dict[str, Float[Tensor, "batch time"]] = field(default_factory=dict)
+    """What `method.credit` gave, for example advantages and returns."""
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of prompt and completion of each row."""
+        return [len(p) + len(c) for p, c in zip(self.prompt_ids, self.completion_ids, strict=True)]
+
+    def record(self, rows: Sequence[int], tensor: Tensor, values: Float[Tensor, "some some_time"]) -> None:
+        """Writes what was computed for some rows into one of this batch's tensors; their time may be shorter."""
+        tensor[torch.as_tensor(rows, device=tensor.device), : values.shape[1]] = values
+
+    def select(self, rows: Sequence[int]) -> "Batch":
+        """These rows, in this order, without the time steps that none of them has."""
+        index = torch.as_tensor(rows, dtype=torch.long, device=self.mask.device)
+        completion_ids = [self.completion_ids[row] for row in rows]
+        time = max(len(ids) for ids in completion_ids)
+
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor[index, :time]
+
+        return replace(
+            self,
+            prompt_ids=[self.prompt_ids[row] for row in rows],
+            completion_ids=completion_ids,
+            mask=cut(self.mask),
+            sampled_logprobs=cut(self.sampled_logprobs),
+            rewards=self.rewards[index],
+            groups=self.groups[index],
+            finished=self.finished[index],
+            logprobs=cut(self.logprobs),
+            entropy=cut(self.entropy),
+            ref_logprobs=None if self.ref_logprobs is None else cut(self.ref_logprobs),
+            outputs={name: cut(tensor) for name, tensor in self.outputs.items()},
+            credit={name: cut(tensor) for name, tensor in self.credit.items()},
+        )
+
+
+def collate(groups: Sequence["Group"], device: Any) -> Batch:
+    """The completions of all groups as one batch; what the models say about them is still 0."""
+    flat = [(group, choice) for group in groups for choice in range(len(group.completions))]
+    completions = [group.completions[choice] for group, choice in flat]
+    lengths = torch.tensor([len(completion.token_ids) for completion in completions])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    sampled = torch.zeros(mask.shape)
+    sampled[mask] = torch.tensor([logprob for completion in completions for logprob in completion.logprobs])
+    return Batch(
+        prompt_ids=[group.prompt.ids for group, _ in flat],
+        completion_ids=[completion.token_ids for completion in completions],
+        mask=mask.to(device),
+        sampled_logprobs=sampled.to(device),
+        rewards=torch.cat([group.rewards for group in groups]).to(device),
+        groups=torch.tensor([i for i, group in enumerate(groups) for _ in group.completions], device=device),
+        finished=torch.tensor([c.finish_reason == "stop" for c in completions], device=device),
+        logprobs=torch.zeros(mask.shape, device=device),
+        entropy=torch.zeros(mask.shape, device=device),
+    )
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """What `method.loss` gets: some rows of the rollout and what the models say about them now.
+
+    The rows may be a part of a larger minibatch. A loss divides its sum over rows by `tokens` (a token mean) or
+    `sequences` (a sequence mean), which count the whole: then the gradients do not depend on how it was split.
+    """
+
+    rows: Batch
+    logprobs: Float[Tensor, "batch time"]
+    entropy: Float[Tensor, "batch time"] | None
+    """Only if the method's `needs` name it."""
+    outputs: dict[str, Float[Tensor, "batch time"]]
+    tokens: int
+    sequences: int

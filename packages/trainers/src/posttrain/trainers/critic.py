@@ -1,0 +1,25 @@
+"""PPO's critic: a transformer body with a linear value head, one value a position.
+
+It starts as a copy of the policy's body; it lives in the trainer's state and never in a checkpoint.
+"""
+
+import copy
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class Critic(nn.Module):
+    """V(s) after each token. The head starts at zero, so V = 0: no token is blamed before the critic has learnt."""
+
+    def __init__(self, policy: Any) -> None:
+        super().__init__()
+        self.body = copy.deepcopy(policy.get_decoder())
+        self.head = nn.Linear(policy.config.hidden_size, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, input_ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length"]:
+        """Values of the states that end with each token. Rows are padded on the right, so no mask is needed."""
+        return self.head(self.body(input_ids=input_ids, use_cache=False).last_hidden_state).squeeze(-1)

@@ -1,0 +1,79 @@
+"""The models of an online run and their one optimiser, on Accelerate: policy, the method's extra modules, reference.
+
+Knows how to load, step, export and hand out weights; knows nothing of rollouts, rewards or losses.
+"""
+
+from typing import Any
+
+import safetensors.torch
+import torch
+from accelerate import Accelerator
+
+from posttrain.core.errors import RequestError
+from posttrain.data.chat import load_tokenizer
+from posttrain.trainers.method import REF_LOGPROBS, OnlineMethod
+from posttrain.trainers.models import load_policy
+from posttrain.trainers.online_settings import OnlineSettings
+from posttrain.trainers.stage import StageInputs
+
+
+class Learners:
+    """Everything with parameters. Dropout stays off: old and new log-probabilities must be of the same function."""
+
+    def __init__(self, method: OnlineMethod, settings: OnlineSettings, inputs: StageInputs) -> None:
+        self._settings = settings
+        self.accelerator = Accelerator(mixed_precision="no" if settings.precision == "fp32" else settings.precision)
+        self.device = self.accelerator.device
+        self.tokenizer = load_tokenizer(inputs.start)
+        policy = load_policy(inputs.start)
+        extra = method.extra_modules(policy)
+        modules = {"policy": policy, **{name: module.module for name, module in extra.items()}}
+        self._peak_lrs = [settings.lr, *(module.lr for module in extra.values())]
+        groups = [
+            {"params": list(module.parameters()), "lr": lr}
+            for module, lr in zip(modules.values(), self._peak_lrs, strict=True)
+        ]
+        optimizer = torch.optim.AdamW(groups, betas=settings.betas, weight_decay=0.0)
+        *prepared, self._optimizer = self.accelerator.prepare(*modules.values(), optimizer)
+        self._modules = {name: module.eval() for name, module in zip(modules, prepared, strict=True)}
+        self.policy = self._modules["policy"]
+        self.extra = {name: self._modules[name] for name in extra}
+        self.reference: Any = None
+        if REF_LOGPROBS in method.needs:
+            if inputs.reference is None:
+                raise RequestError("the method needs a reference checkpoint to measure KL from; give one")
+            self.reference = load_policy(inputs.reference).eval().requires_grad_(False).to(self.device)
+
+    def set_learning_rates(self, step: int) -> float:
+        """Sets all rates for a step, a pure function of its number; returns the policy's."""
+        settings = self._settings
+        warm = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
+        done = step / max(settings.steps - 1, 1)
+        factor = warm * (1 - done * (1 - settings.final_lr_fraction))
+        for group, peak in zip(self._optimizer.param_groups, self._peak_lrs, strict=True):
+            group["lr"] = peak * factor
+        return self._peak_lrs[0] * factor
+
+    def step(self) -> dict[str, float]:
+        """Clips each module's gradient by itself, steps, clears the gradients; returns the norms before clipping."""
+        norms = {}
+        for name, module in self._modules.items():
+            norm = self.accelerator.clip_grad_norm_(module.parameters(), self._settings.max_grad_norm)
+            norms[f"grad_norm/{name}"] = float(norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return norms
+
+    def plain_policy(self) -> Any:
+        """The policy as transformers made it, without Accelerate's wrappers."""
+        return self.accelerator.unwrap_model(self.policy)
+
+    def policy_weights(self) -> bytes:
+        """One safetensors file of the policy's parameters under its own names, fp32; tied ones once."""
+        return weights_file(self.plain_policy(), self.accelerator.get_state_dict(self.policy))
+
+
+def weights_file(model: Any, state: dict[str, torch.Tensor]) -> bytes:
+    """The entries of `state` that are parameters of `model`, as a safetensors file in fp32."""
+    names = {name for name, _ in model.named_parameters()}
+    return safetensors.torch.save({name: state[name].float().cpu().contiguous() for name in sorted(names)})

@@ -1,0 +1,119 @@
+"""How far a policy is from its reference and what its completions are worth: the table's KL, gold and learned reward.
+
+KL is E over the prompts, y ~ policy at temperature 1, of Σ_t log π(y_t) − log π_ref(y_t), in nats a sequence: k1 on
+samples, unbiased; both log-probabilities by the same forward pass here, the samples from the policy service. Trains
+nothing and writes nothing.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from posttrain.core.clients import Completion, PolicyClient, RewardClient
+from posttrain.core.errors import WorkError
+from posttrain.core.seeds import derive_seed
+from posttrain.core.statistics import mean_and_se
+from posttrain.data.chat import load_tokenizer, render_prompt
+from posttrain.data.rows import Prompt
+from posttrain.trainers.forward import completion_logprobs, micro_batches, pad_rows
+from posttrain.trainers.kl import k1
+from posttrain.trainers.learners import weights_file
+from posttrain.trainers.models import context_length, load_policy
+from posttrain.trainers.online_inputs import fitting_prompts
+from posttrain.trainers.rewards import score_completions
+from posttrain.trainers.rollouts import RenderedPrompt, VersionedPolicy
+
+MISMATCH_LIMIT = 0.1
+"""Mean absolute difference in nats a token beyond which the service is taken to hold other weights."""
+
+
+def measure(
+    policy: PolicyClient,
+    reward: RewardClient,
+    prompts: Sequence[Prompt],
+    checkpoint: Path,
+    reference: Path,
+    sources: Sequence[str],
+    seed: int,
+    *,
+    max_new_tokens: int,
+    max_prompt_tokens: int | None = None,
+    micro_batch_tokens: int = 8192,
+) -> dict[str, Any]:
+    """Estimates over the prompts, one completion each at temperature 1, and the values that they are means of.
+
+    `{"n", "kl": {"value", "standard_error"}, "rewards": {source: {"value", "standard_error"}}, "truncated",
+    "length", "items": [{"id", "kind", "kl", "scores", "text", "finish_reason"}]}`. Scores are as the service gives
+    them. The service is given the checkpoint's weights if it does not serve them as its first version. RequestError
+    for a prompt that does not fit the context.
+    """
+    model, tokenizer = load_policy(checkpoint).eval(), load_tokenizer(checkpoint)
+    rendered = fitting_prompts(
+        [RenderedPrompt(prompt, render_prompt(tokenizer, prompt["prompt"])) for prompt in prompts],
+        max_new_tokens,
+        context_length(model),
+        max_prompt_tokens,
+    )
+    service = VersionedPolicy(policy, lambda: weights_file(model, model.state_dict()), step=0)
+    choices = service.complete(
+        rendered, 0, n=1, max_tokens=max_new_tokens, temperature=1.0, seed=derive_seed(seed, "measure")
+    )
+    completions = [completion for (completion,) in choices]
+    scores = score_completions(reward, sources, [prompt.prompt for prompt in rendered], completions)
+    kl = sequence_kl(model, load_policy(reference).eval(), rendered, completions, micro_batch_tokens)
+    items = [
+        {
+            "id": prompt.prompt["id"],
+            "kind": prompt.prompt["kind"],
+            "kl": kl[i],
+            "scores": {source: float(values[i]) for source, values in scores.items()},
+            "text": completion.text,
+            "finish_reason": completion.finish_reason,
+        }
+        for i, (prompt, completion) in enumerate(zip(rendered, completions, strict=True))
+    ]
+    return {
+        "n": len(items),
+        "kl": _estimate(kl),
+        "rewards": {source: _estimate(values.tolist()) for source, values in scores.items()},
+        "truncated": sum(completion.finish_reason == "length" for completion in completions) / len(items),
+        "length": sum(len(completion.token_ids) for completion in completions) / len(items),
+        "items": items,
+    }
+
+
+@torch.inference_mode()
+def sequence_kl(
+    model: Any,
+    reference: Any,
+    prompts: Sequence[RenderedPrompt],
+    completions: Sequence[Completion],
+    micro_batch_tokens: int,
+) -> list[float]:
+    """Σ_t k1 of each completion at temperature 1, in nats; WorkError if `model` is not what sampled them."""
+    result, mismatch = [0.0] * len(prompts), 0.0
+    lengths = [len(p.ids) + len(c.token_ids) for p, c in zip(prompts, completions, strict=True)]
+    for index in micro_batches(lengths, micro_batch_tokens):
+        rows = pad_rows([prompts[i].ids for i in index], [completions[i].token_ids for i in index])
+        logprobs, _ = completion_logprobs(model, rows)
+        ref_logprobs, _ = completion_logprobs(reference, rows)
+        sampled = torch.zeros_like(logprobs).masked_scatter(
+            rows.mask, torch.tensor([logprob for i in index for logprob in completions[i].logprobs])
+        )
+        mismatch += float((sampled - logprobs).abs().sum())
+        for i, value in zip(index, k1(logprobs, ref_logprobs).sum(dim=1).tolist(), strict=True):
+            result[i] = value
+    mismatch /= sum(len(completion.token_ids) for completion in completions)
+    if not mismatch <= MISMATCH_LIMIT:
+        raise WorkError(
+            f"the policy service's log-probabilities differ from the checkpoint's by {mismatch:.3g} nats a token on "
+            "average; it serves other weights"
+        )
+    return result
+
+
+def _estimate(values: Sequence[float]) -> dict[str, float]:
+    estimate = mean_and_se(values)
+    return {"value": estimate.value, "standard_error": estimate.standard_error}

@@ -1,0 +1,256 @@
+"""The online loop that PPO, GRPO and RLOO share: sample, score, credit, update, push; and again.
+
+Takes a method (an object of mathematics, see `OnlineMethod`), its settings and a stage's inputs; policies and rewards
+are services, reached over HTTP only. Gives a checkpoint, metrics.jsonl and a summary. It knows nothing of any method.
+The same inputs give the same bits, and a killed run that is started again ends as an uninterrupted one would have.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from posttrain.core.metrics import MetricsLog, Progress
+from posttrain.core.seeds import derive_seed
+from posttrain.data.sources import Source
+from posttrain.trainers.batch import Batch, Minibatch, collate
+from posttrain.trainers.forward import completion_logprobs, completion_outputs, micro_batches, pad_rows
+from posttrain.trainers.learners import Learners
+from posttrain.trainers.method import ENTROPY, Group, OnlineMethod
+from posttrain.trainers.models import context_length, save_checkpoint
+from posttrain.trainers.online_inputs import read_prompts, services
+from posttrain.trainers.online_metrics import batch_metrics, check_mismatch, sampling_metrics
+from posttrain.trainers.online_settings import OnlineSettings
+from posttrain.trainers.phases import Phases
+from posttrain.trainers.rewards import score_completions, terminal_rewards, weighted_sum
+from posttrain.trainers.rollouts import RenderedPrompt, VersionedPolicy, take_prompts
+from posttrain.trainers.stage import StageInputs
+from posttrain.trainers.state import Position, load_state, save_state
+from posttrain.trainers.validation import validate
+
+
+def train_online(method: OnlineMethod, settings: OnlineSettings, inputs: StageInputs) -> dict[str, Any]:
+    """Runs the loop, or what a killed run left of it, writes `inputs.run.checkpoint` and returns the summary."""
+    return OnlineLoop(method, settings, inputs).train()
+
+
+class OnlineLoop:
+    """One run of one method. `train` is the loop; the other methods are its lines."""
+
+    def __init__(self, method: OnlineMethod, settings: OnlineSettings, inputs: StageInputs) -> None:
+        self.method, self.settings, self.inputs = method, settings, inputs
+        policy, self.reward = services(inputs)
+        gold = [settings.gold_source] if settings.gold_source else []
+        self.sources = list(dict.fromkeys([*settings.rewards, *gold]))
+        self.learners = Learners(method, settings, inputs)
+        self.prompts = self.read_prompts(inputs.source)
+        self.held_out: list[RenderedPrompt] = []
+        if settings.validate_every:
+            self.held_out = self.read_prompts(inputs.validation)[: settings.validation_prompts]
+        self.position = Position(method)
+        self.learners.accelerator.register_for_checkpointing(self.position)
+        load_state(self.learners.accelerator, inputs.run.state)
+        self.policy = VersionedPolicy(policy, self.learners.policy_weights, self.position.step)
+        self.log = MetricsLog(inputs.run.metrics_path, inputs.trackers, inputs.run.path.name)
+        self.log.truncate(after_step=self.position.step - 1)
+
+    def read_prompts(self, source: Source | None) -> list[RenderedPrompt]:
+        """The prompts of a source, checked against the model's context."""
+        return read_prompts(
+            source,
+            self.inputs.seed,
+            self.learners.tokenizer,
+            context=context_length(self.learners.plain_policy()),
+            max_new_tokens=self.settings.max_new_tokens,
+            max_prompt_tokens=self.settings.max_prompt_tokens,
+        )
+
+    def train(self) -> dict[str, Any]:
+        """Runs the steps that are left, writes the checkpoint and returns the summary for provenance."""
+        with Progress(self.settings.steps, "training") as progress:
+            progress.advance(self.position.step)
+            while self.position.step < self.settings.steps:
+                step, phases = self.position.step, Phases()
+                metrics = self.validate(phases)
+                groups, sampled = self.sample(phases)
+                metrics |= sampled
+                if groups:
+                    with phases("forward"):
+                        batch = self.look_back(groups)
+                        metrics |= batch_metrics(batch)
+                        check_mismatch(metrics, self.settings.mismatch_limit, step)
+                        metrics |= self.credit(batch)
+                    with phases("update"):
+                        metrics |= self.update(batch)
+                self.position.step += 1
+                with phases("push"):
+                    self.policy.push(self.position.step)
+                self.log.log(step, **metrics, **self.cost(phases, groups, metrics))
+                if self.position.step % self.settings.save_every == 0 and self.position.step < self.settings.steps:
+                    save_state(self.learners.accelerator, self.inputs.run.state, self.position.step)
+                progress.advance(self.position.step, reward=metrics["reward/mean"], kl=metrics.get("kl", 0.0))
+        if self.settings.validate_every:
+            self.log.log(self.position.step, **self.validate(Phases(), last=True))
+        save_checkpoint(self.learners.plain_policy(), self.learners.tokenizer, self.inputs.run.checkpoint)
+        return self.summary()
+
+    def sample(self, phases: Phases) -> tuple[list[Group], dict[str, float]]:
+        """Completions of the next prompts with their rewards: the groups that the method accepts, numbers about all."""
+        settings, step = self.settings, self.position.step
+        accepted: list[Group] = []
+        sampled: list[Group] = []
+        for attempt in range(1 + settings.resample_rounds):
+            wanted = settings.prompts_per_step - len(accepted)
+            if not wanted:
+                break
+            prompts = take_prompts(self.prompts, self.position.cursor, wanted, self.inputs.seed)
+            self.position.cursor += wanted
+            with phases("generation"):
+                completions = self.policy.complete(
+                    prompts,
+                    step,
+                    n=settings.samples_per_prompt,
+                    max_tokens=settings.max_new_tokens,
+                    temperature=settings.temperature,
+                    seed=derive_seed(self.inputs.seed, "rollout", step, attempt),
+                )
+            with phases("reward"):
+                groups = self.score(prompts, completions)
+            sampled += groups
+            accepted += [group for group in groups if self.method.accept(group)]
+        metrics = sampling_metrics(sampled, settings.gold_source)
+        return accepted, metrics | {"groups_refused": float(len(sampled) - len(accepted))}
+
+    def score(self, prompts: Sequence[RenderedPrompt], completions: Sequence[Sequence[Any]]) -> list[Group]:
+        """Rewards of all completions in one request, by prompt."""
+        settings, n = self.settings, self.settings.samples_per_prompt
+        flat = [completion for choices in completions for completion in choices]
+        scores = score_completions(self.reward, self.sources, [p.prompt for p in prompts for _ in range(n)], flat)
+        finished = torch.tensor([completion.finish_reason == "stop" for completion in flat])
+        rewards = terminal_rewards(
+            weighted_sum(scores, settings.rewards), finished, settings.truncation, settings.truncation_reward
+        )
+        return [
+            Group(
+                prompt,
+                completions[i],
+                rewards[i * n : (i + 1) * n],
+                {source: values[i * n : (i + 1) * n] for source, values in scores.items()},
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+
+    def look_back(self, groups: Sequence[Group]) -> Batch:
+        """What the models say about the rollout before they learn from it, without gradients."""
+        learners, temperature = self.learners, self.settings.temperature
+        batch = collate(groups, learners.device)
+        batch.outputs.update({name: torch.zeros_like(batch.logprobs) for name in learners.extra})
+        if learners.reference is not None:
+            batch.ref_logprobs = torch.zeros_like(batch.logprobs)
+        for index in micro_batches(batch.lengths, self.settings.micro_batch_tokens):
+            rows = pad_rows(
+                [batch.prompt_ids[i] for i in index], [batch.completion_ids[i] for i in index], learners.device
+            )
+            with torch.inference_mode():
+                logprobs, entropy = completion_logprobs(learners.policy, rows, temperature, with_entropy=True)
+                batch.record(index, batch.logprobs, logprobs)
+                batch.record(index, batch.entropy, entropy)
+                if batch.ref_logprobs is not None:
+                    ref_logprobs, _ = completion_logprobs(learners.reference, rows, temperature)
+                    batch.record(index, batch.ref_logprobs, ref_logprobs)
+                for name, module in learners.extra.items():
+                    batch.record(index, batch.outputs[name], completion_outputs(module, rows))
+        return batch
+
+    def credit(self, batch: Batch) -> dict[str, float]:
+        """Asks the method what each token deserves. Under the rule `mask`, truncated rows then leave the loss."""
+        credit, metrics = self.method.credit(batch)
+        batch.credit.update(credit)
+        if self.settings.truncation == "mask":
+            batch.mask[~batch.finished] = False
+        return metrics
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        """Some epochs of minibatches over the rollout; parts of the loss and norms, averaged over the minibatches."""
+        settings, step = self.settings, self.position.step
+        totals: dict[str, float] = defaultdict(float)
+        lr = self.learners.set_learning_rates(step)
+        for epoch in range(settings.epochs):
+            generator = torch.Generator().manual_seed(derive_seed(self.inputs.seed, "minibatches", step, epoch))
+            order = torch.randperm(len(batch), generator=generator)
+            for rows in order.tensor_split(min(settings.minibatches, len(batch))):
+                for name, value in self.update_minibatch(batch.select(rows.tolist())).items():
+                    totals[name] += value
+                totals["updates"] += 1
+        updates = totals.pop("updates")
+        return {name: value / updates for name, value in totals.items()} | {"lr": lr}
+
+    def update_minibatch(self, batch: Batch) -> dict[str, float]:
+        """One optimiser step, its gradient summed over micro-batches of rows of like length."""
+        tokens, sequences = max(int(batch.mask.sum()), 1), len(batch)
+        parts: dict[str, float] = defaultdict(float)
+        for rows in micro_batches(batch.lengths, self.settings.micro_batch_tokens):
+            minibatch = self.look_now(batch.select(rows), tokens, sequences)
+            loss, of_loss = self.method.loss(minibatch)
+            self.learners.accelerator.backward(loss)
+            for name, value in of_loss.items():
+                parts[name] += float(value.detach())
+        return parts | self.learners.step()
+
+    def look_now(self, batch: Batch, tokens: int, sequences: int) -> Minibatch:
+        """What the models say about these rows now, with gradients."""
+        rows = pad_rows(batch.prompt_ids, batch.completion_ids, self.learners.device)
+        logprobs, entropy = completion_logprobs(
+            self.learners.policy, rows, self.settings.temperature, with_entropy=ENTROPY in self.method.needs
+        )
+        outputs = {name: completion_outputs(module, rows) for name, module in self.learners.extra.items()}
+        return Minibatch(batch, logprobs, entropy, outputs, tokens, sequences)
+
+    def validate(self, phases: Phases, last: bool = False) -> dict[str, float]:
+        """Gold and learned reward on the validation prompts, when it is time."""
+        every = self.settings.validate_every
+        if not every or (self.position.step % every and not last):
+            return {}
+        with phases("validation"):
+            return validate(
+                self.policy,
+                self.reward,
+                self.sources,
+                self.held_out,
+                self.position.step,
+                self.settings,
+                self.inputs.seed,
+            )
+
+    def cost(self, phases: Phases, groups: Sequence[Group], metrics: dict[str, float]) -> dict[str, float]:
+        """Seconds by phase; tokens trained (without padding); tokens a second of generation and of update."""
+        seconds = phases.seconds
+        lengths = [len(g.prompt.ids) + len(c.token_ids) for g in groups for c in g.completions]
+        trained = sum(lengths) * self.settings.epochs
+        return {
+            **{f"seconds/{name}": value for name, value in seconds.items()},
+            "seconds": phases.total,
+            "tokens_trained": float(trained),
+            "tokens_per_second/generation": metrics["tokens_generated"] / seconds["generation"],
+            "tokens_per_second/update": trained / seconds["update"] if trained else 0.0,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """What provenance keeps: totals over all steps, also those before a restart, and the last step's numbers."""
+        rows = [row for row in self.log.rows() if "seconds" in row]
+        totals = [
+            "seconds",
+            "tokens_generated",
+            "tokens_trained",
+            *sorted({k for r in rows for k in r if "seconds/" in k}),
+        ]
+        last = rows[-1]
+        kept = ("reward/mean", "gold/mean", "kl", "entropy", "completion/length", "completion/truncated")
+        return {
+            "steps": self.position.step,
+            "prompts_seen": self.position.cursor,
+            "totals": {name: sum(row.get(name) or 0.0 for row in rows) for name in totals},
+            "last_step": {name: last[name] for name in kept if name in last},
+            "repeated_pushes": self.policy.repeated_pushes,
+        }

@@ -1,0 +1,70 @@
+"""Settings that every method on the online loop has; the methods' own classes inherit them."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from posttrain.core.config import Settings
+from posttrain.trainers.rewards import TruncationRule
+
+
+class OnlineSettings(Settings):
+    """One loop of sampling and updating. Defaults are those of the nano lab, measured with a prototype of it."""
+
+    OPERATIONAL: ClassVar[frozenset[str]] = frozenset(
+        {"save_every", "validate_every", "validation_prompts", "validation_temperature", "mismatch_limit"}
+    )
+
+    steps: int = Field(28, ge=1)
+    """Rollouts, each followed by an update; chosen on validation data."""
+    prompts_per_step: int = Field(256, ge=1)
+    """Prompts a rollout."""
+    samples_per_prompt: int = Field(1, ge=1)
+    """Completions of each prompt (a group)."""
+    resample_rounds: int = Field(0, ge=0)
+    """How often a step samples further prompts in place of groups that the method refuses; 0 leaves them out."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Length limit of a completion, in tokens."""
+    max_prompt_tokens: int | None = Field(None, ge=1)
+    """Longer prompts are left out; None for none, and one that exceeds the context is an error."""
+    temperature: float = Field(1.0, gt=0)
+    """Of sampling, and of the distribution whose log-probabilities are trained."""
+    rewards: dict[str, float] = Field({"rm": 1.0}, min_length=1)
+    """Reward source to weight; a completion's reward is the weighted sum of its scores."""
+    gold_source: str | None = "verifier"
+    """Source that is asked and logged as `gold` whether the policy learns from it or not; None for none."""
+    truncation: TruncationRule = "lowest"
+    """What a completion cut at the length limit gets instead of its score. `lowest`: the lowest reward of a finished
+    one in the same rollout. `penalty`: `truncation_reward`. `mask`: it is left out of the loss (DAPO's overlong
+    filtering)."""
+    truncation_reward: float = 0.0
+    """For the rule `penalty`, and for `lowest` when nothing finished."""
+    epochs: int = Field(1, ge=1)
+    """Passes over each rollout."""
+    minibatches: int = Field(4, ge=1)
+    """Optimiser steps a pass."""
+    micro_batch_tokens: int = Field(4096, ge=1)
+    """Tokens on the device at once, padding included; the result does not depend on it but for rounding."""
+    lr: float = Field(2e-4, gt=0)
+    """Learning rate of the policy (AdamW). The prototype diverged with 1e-3 and was slow with 1e-4."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's β₁ and β₂ (InstructGPT, appendix C)."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rates rise from zero."""
+    final_lr_fraction: float = Field(1.0, ge=0, le=1)
+    """The learning rates fall linearly to this share of themselves at the last step; 1 keeps them."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients of the policy and of each further module are clipped to this norm, each by itself."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: mixed precision; the weights stay fp32. Slower than fp32 on a CPU without AMX."""
+    save_every: int = Field(5, ge=1)
+    """Steps between points that a killed run resumes from."""
+    validate_every: int = Field(0, ge=0)
+    """Steps between measurements on validation prompts, also before the first step and after the last; 0 for none."""
+    validation_prompts: int = Field(200, ge=1)
+    """How many of the validation prompts are asked each time."""
+    validation_temperature: float = Field(0.0, ge=0)
+    """Of sampling in validation; 0 is greedy, as accuracy in the tables is."""
+    mismatch_limit: float = Field(0.1, gt=0)
+    """Mean absolute difference of the engine's and the trainer's log-probabilities, in nats, beyond which the service
+    is taken to hold other weights and the run stops."""

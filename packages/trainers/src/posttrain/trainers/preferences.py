@@ -1,0 +1,169 @@
+"""The stage that makes preference pairs from the SFT policy's own completions, judged by a reward source.
+
+Samples K completions a prompt through the policy service, scores them by the reward service, and pairs higher with
+lower scores. Gives `pairs.jsonl` and, of other prompts, `heldout.jsonl` in the run directory; trains nothing. A killed
+run goes on at the chunk of prompts that it was at. The training labels get a known rate of noise, the held-out ones
+none: accuracy there is measured against the truth.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, TypedDict, cast
+
+from pydantic import Field
+
+from posttrain.core.clients import RewardClient
+from posttrain.core.config import Settings as BaseSettings
+from posttrain.core.errors import WorkError
+from posttrain.core.files import read_jsonl, write_jsonl
+from posttrain.core.metrics import MetricsLog, Progress
+from posttrain.core.seeds import derive_seed
+from posttrain.data.chat import load_tokenizer
+from posttrain.data.rows import Prompt
+from posttrain.trainers.learners import weights_file
+from posttrain.trainers.models import context_length, load_policy
+from posttrain.trainers.online_inputs import read_prompts, services
+from posttrain.trainers.pairs import flip_labels, pairs_of_prompt
+from posttrain.trainers.phases import Phases
+from posttrain.trainers.rewards import score_completions
+from posttrain.trainers.rollouts import RenderedPrompt, VersionedPolicy
+from posttrain.trainers.stage import StageInputs
+
+VERSION = 1
+"""Raised when the same settings give other pairs; part of config_hash."""
+
+
+class Settings(BaseSettings):
+    """Which pairs; the defaults are the nano lab's, where 6,000 prompts gave a reward model that held."""
+
+    source: str = "verifier"
+    """Reward source whose scores rank the completions."""
+    samples_per_prompt: int = Field(8, ge=2)
+    """K, completions of each prompt."""
+    pairs_per_prompt: int = Field(4, ge=1)
+    """At most so many pairs of one prompt."""
+    label_noise: float = Field(0.1, ge=0, lt=0.5)
+    """Probability that a training pair has its labels swapped: people do not agree either (in InstructGPT's data 73 %
+    of the time)."""
+    held_out: float = Field(0.1, gt=0, lt=1)
+    """Share of the prompts whose pairs are held out."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Length limit of a completion, in tokens. One that is cut there is in no pair: a pair has no place for that."""
+    max_prompt_tokens: int | None = Field(None, ge=1)
+    """Longer prompts are left out; None for none, and one that exceeds the context is an error."""
+    temperature: float = Field(1.0, gt=0)
+    """Of sampling."""
+    chunk_prompts: int = Field(256, ge=1)
+    """Prompts a request, and what a killed run repeats at most. Enters the seeds."""
+
+
+def train(settings: Settings, inputs: StageInputs) -> dict[str, Any]:
+    """Writes `pairs.jsonl` and `heldout.jsonl` into the run directory; the counts as summary."""
+    policy_client, reward = services(inputs)
+    model = load_policy(inputs.start)
+    prompts = read_prompts(
+        inputs.source,
+        inputs.seed,
+        load_tokenizer(inputs.start),
+        context=context_length(model),
+        max_new_tokens=settings.max_new_tokens,
+        max_prompt_tokens=settings.max_prompt_tokens,
+    )
+    policy = VersionedPolicy(policy_client, lambda: weights_file(model, model.state_dict()), step=0)
+    chunks = [prompts[i : i + settings.chunk_prompts] for i in range(0, len(prompts), settings.chunk_prompts)]
+    files = [inputs.run.state / f"chunk-{number:05d}.jsonl" for number in range(len(chunks))]
+    log = MetricsLog(inputs.run.metrics_path, inputs.trackers, inputs.run.path.name)
+    log.truncate(after_step=sum(file.exists() for file in files) - 1)
+    rows: list[ScoredPrompt] = []
+    with Progress(len(prompts), "preferences") as progress:
+        for number, (chunk, file) in enumerate(zip(chunks, files, strict=True)):
+            if not file.exists():
+                scored, metrics = sample_chunk(settings, inputs.seed, policy, reward, chunk, number)
+                write_jsonl(file, scored)
+                log.log(number, **metrics)
+            rows += [cast(ScoredPrompt, row) for row in read_jsonl(file)]
+            progress.advance(len(rows))
+    return write_pairs(settings, inputs, [prompt.prompt for prompt in prompts], rows)
+
+
+class ScoredPrompt(TypedDict):
+    """All completions of one prompt."""
+
+    id: str
+    completions: list[str]
+    scores: list[float]
+    finished: list[bool]
+
+
+def sample_chunk(
+    settings: Settings,
+    seed: int,
+    policy: VersionedPolicy,
+    reward: RewardClient,
+    prompts: Sequence[RenderedPrompt],
+    number: int,
+) -> tuple[list[ScoredPrompt], dict[str, float]]:
+    """Completions of some prompts with their scores, and numbers to log."""
+    phases, k = Phases(), settings.samples_per_prompt
+    with phases("generation"):
+        choices = policy.complete(
+            prompts,
+            0,
+            n=k,
+            max_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            seed=derive_seed(seed, "preferences", number),
+        )
+    flat = [completion for of_prompt in choices for completion in of_prompt]
+    with phases("reward"):
+        scores = score_completions(reward, [settings.source], [p.prompt for p in prompts for _ in range(k)], flat)
+    values = scores[settings.source].tolist()
+    rows: list[ScoredPrompt] = [
+        {
+            "id": prompt.prompt["id"],
+            "completions": [completion.text for completion in of_prompt],
+            "scores": values[i * k : (i + 1) * k],
+            "finished": [completion.finish_reason == "stop" for completion in of_prompt],
+        }
+        for i, (prompt, of_prompt) in enumerate(zip(prompts, choices, strict=True))
+    ]
+    return rows, {
+        "score/mean": sum(values) / len(values),
+        "completion/length": sum(len(completion.token_ids) for completion in flat) / len(flat),
+        "completion/truncated": sum(completion.finish_reason == "length" for completion in flat) / len(flat),
+        "tokens_generated": float(sum(len(completion.token_ids) for completion in flat)),
+        **{f"seconds/{name}": value for name, value in phases.seconds.items()},
+    }
+
+
+def write_pairs(
+    settings: Settings, inputs: StageInputs, prompts: Sequence[Prompt], rows: Sequence[ScoredPrompt]
+) -> dict[str, Any]:
+    """Pairs the completions, holds a share of the prompts out, flips training labels, writes both files."""
+    # The prompts come in an order that derives from the seed: the last ones are a random choice.
+    training = len(prompts) - max(1, round(settings.held_out * len(prompts)))
+    of_prompt = []
+    for prompt, row in zip(prompts, rows, strict=True):
+        done = [i for i, finished in enumerate(row["finished"]) if finished]
+        texts, scores = [row["completions"][i] for i in done], [row["scores"][i] for i in done]
+        of_prompt.append(pairs_of_prompt(prompt, texts, scores, settings.pairs_per_prompt, inputs.seed))
+    clean = [pair for pairs in of_prompt[:training] for pair in pairs]
+    held_out = [pair for pairs in of_prompt[training:] for pair in pairs]
+    if not clean or not held_out:
+        raise WorkError(
+            f"{len(prompts)} prompts gave {len(clean)} training pairs and {len(held_out)} held-out ones; source "
+            f"'{settings.source}' scores the answers to a prompt alike, or they do not finish: use more prompts"
+        )
+    noisy, flipped = flip_labels(clean, settings.label_noise, inputs.seed)
+    write_jsonl(inputs.run.path / "heldout.jsonl", held_out)
+    write_jsonl(inputs.run.path / "pairs.jsonl", noisy)
+    return {
+        "prompts": len(prompts),
+        "completions": sum(len(row["completions"]) for row in rows),
+        "truncated": sum(not finished for row in rows for finished in row["finished"]),
+        "prompts_without_pair": sum(not pairs for pairs in of_prompt),
+        "pairs": len(noisy),
+        "pairs_by_kind": dict(sorted(Counter(pair["kind"] for pair in noisy).items())),
+        "labels_flipped": flipped,
+        "held_out_pairs": len(held_out),
+    }

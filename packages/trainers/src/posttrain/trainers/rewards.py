@@ -1,0 +1,55 @@
+"""What a completion is worth: named sources asked over HTTP, weighed, summed; and the rule for truncated completions.
+
+A completion cut at the length limit did not finish, so it never gets a terminal reward as if it had.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from posttrain.core.clients import Completion, RewardClient
+from posttrain.data.rows import Prompt
+
+TruncationRule = Literal["lowest", "penalty", "mask"]
+
+
+def score_completions(
+    client: RewardClient, sources: Sequence[str], prompts: Sequence[Prompt], completions: Sequence[Completion]
+) -> dict[str, Float[Tensor, " batch"]]:
+    """The raw score of each completion by each source, as the service gives it."""
+    items: list[dict[str, Any]] = [
+        {
+            "prompt": prompt["prompt"],
+            "completion": completion.text,
+            "finish_reason": completion.finish_reason,
+            "reference": prompt["reference"],
+        }
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    scores = client.score(list(sources), items).scores
+    return {source: torch.tensor([score[source] for score in scores]) for source in sources}
+
+
+def weighted_sum(
+    scores: Mapping[str, Float[Tensor, " batch"]], weights: Mapping[str, float]
+) -> Float[Tensor, " batch"]:
+    """Σ_source weight · score."""
+    return torch.stack([weight * scores[source] for source, weight in weights.items()]).sum(dim=0)
+
+
+def terminal_rewards(
+    rewards: Float[Tensor, " batch"], finished: Bool[Tensor, " batch"], rule: TruncationRule, penalty: float
+) -> Float[Tensor, " batch"]:
+    """Rewards in which a truncated completion has what the rule gives it instead of its score.
+
+    `lowest`: the lowest reward of a finished completion in this rollout (`penalty` if none finished), which needs no
+    knowledge of the reward's scale. `penalty`: that number. `mask`: 0, and the loop leaves these rows out of the loss.
+    """
+    if rule == "lowest" and finished.any():
+        replacement = float(rewards[finished].min())
+    else:
+        replacement = 0.0 if rule == "mask" else penalty
+    return torch.where(finished, rewards, torch.full_like(rewards, replacement))

@@ -1,0 +1,91 @@
+"""Rollouts: which prompts come next, and completions of them by exactly the weights in training.
+
+Token ids go in and come out. The service is asked for a version; when it no longer holds it (it was killed and came
+back with its first weights), the current weights are pushed again and the request is repeated. What heals by itself,
+connection errors and 503, the client retries.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from posttrain.core.clients import Completion, PolicyClient, StaleVersion
+from posttrain.core.errors import WorkError
+from posttrain.core.seeds import derive_seed
+from posttrain.data.rows import Prompt
+
+MAX_PUSHES = 5
+"""How often one request may find the service without its version before something is wrong for good."""
+
+
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """A prompt and the ids that the policy continues."""
+
+    prompt: Prompt
+    ids: list[int]
+
+
+def take_prompts(prompts: Sequence[RenderedPrompt], cursor: int, count: int, seed: int) -> list[RenderedPrompt]:
+    """Numbers cursor … cursor + count − 1 of an endless sequence, whose every pass has its own seeded order."""
+    taken = []
+    orders: dict[int, list[int]] = {}
+    for place in range(cursor, cursor + count):
+        epoch, index = divmod(place, len(prompts))
+        if epoch not in orders:
+            generator = torch.Generator().manual_seed(derive_seed(seed, "prompts", epoch))
+            orders[epoch] = torch.randperm(len(prompts), generator=generator).tolist()
+        taken.append(prompts[orders[epoch][index]])
+    return taken
+
+
+class VersionedPolicy:
+    """The policy service as the loop sees it: always the weights of one step, whatever happened to the service.
+
+    Step s is the service's version s, unless the service already holds weights of somebody else or of a later step
+    (it outlived a killed trainer): versions only go up, so the numbers are then shifted beyond the one it holds.
+    """
+
+    def __init__(self, client: PolicyClient, weights: Callable[[], bytes], step: int) -> None:
+        self._client = client
+        self._weights = weights
+        held = held_version(client.models())
+        self._shift = 0 if held < step or held == step == 0 else held + 1 - step
+        self.repeated_pushes = 0
+        """How often the weights had to be pushed again because the service had lost them."""
+
+    def push(self, step: int) -> None:
+        """Makes the current weights the service's version of `step`."""
+        self._client.push(step + self._shift, self._weights())
+
+    def complete(
+        self, prompts: Sequence[RenderedPrompt], step: int, *, n: int, max_tokens: int, temperature: float, seed: int
+    ) -> list[list[Completion]]:
+        """`n` completions of each prompt by the weights of `step`; each has a seed from (seed, prompt, choice)."""
+        ids = [prompt.ids for prompt in prompts]
+        for _ in range(MAX_PUSHES):
+            try:
+                return self._client.complete(
+                    ids,
+                    version=step + self._shift,
+                    n=n,
+                    max_tokens=max_tokens,
+                    temperature=temperature,
+                    seed=seed,
+                )
+            except StaleVersion:
+                self.push(step)
+                self.repeated_pushes += 1
+        raise WorkError(
+            f"the policy service lost the weights of step {step} {MAX_PUSHES} times; "
+            "does something else push to it, or does it run out of memory?"
+        )
+
+
+def held_version(models: Mapping[str, Any]) -> int:
+    """The highest N of the ids `name@N` that `GET /v1/models` lists; 0 if none has a number."""
+    matches = [re.search(r"@(\d+)$", str(model["id"])) for model in models["data"]]
+    return max((int(match[1]) for match in matches if match), default=0)
