@@ -5,7 +5,6 @@ needs, services and recipes are `posttrain train`'s.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,14 +34,6 @@ def stage(
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")] = False,
 ) -> None:
     """Run one stage of training, or resume it, from given checkpoints, data and services."""
-    from posttrain.trainers.stage import METHODS
-
-    if method not in METHODS:  # before the libraries, which take seconds to import
-        from posttrain.core.errors import suggest
-
-        raise RequestError(f"unknown method '{method}' {suggest(method, METHODS)}")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
     from posttrain.core.clients import PolicyClient, RewardClient
     from posttrain.core.hashing import digest_checkpoint
     from posttrain.core.runs import RunDirectory, StageIdentity
@@ -60,6 +51,7 @@ def stage(
             raise RequestError(f"checkpoint {folder} is not a folder; give one in Hugging Face's layout")
         return digest_checkpoint(folder)
 
+    module = method_module(method)
     checkpoint = Path(start)
     source, held_out = source_of(data), source_of(validation)
     definition: dict[str, Any] = {
@@ -68,7 +60,6 @@ def stage(
         "source": describe_source(source) if source else None,
         "validation": describe_source(held_out) if held_out else None,
     }
-    module = method_module(method)
     mapping = apply_overrides(read_yaml(settings) if settings else {}, set_ or [])
     chosen = validate(module.Settings, mapping, str(settings) if settings and not set_ else f"settings of {method}")
     identity = StageIdentity(method, module.VERSION, {**definition, "settings": chosen.model_dump(mode="json")}, seed)

@@ -127,18 +127,21 @@ def one_device(arguments: TrainingArguments) -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silences the bars and advice of transformers, TRL and datasets, and puts their settings back."""
-    verbosity, bars = transformers.utils.logging.get_verbosity(), datasets.are_progress_bars_disabled()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    logging = transformers.utils.logging
+    verbosity, loading_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    data_bars = not datasets.are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     datasets.disable_progress_bars()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        transformers.utils.logging.set_verbosity(verbosity)
-        transformers.utils.logging.enable_progress_bar()
-        if not bars:
+        logging.set_verbosity(verbosity)
+        if loading_bars:
+            logging.enable_progress_bar()
+        if data_bars:
             datasets.enable_progress_bars()
 
 
@@ -200,7 +203,7 @@ class _Reporter(TrainerCallback):
         before = tokens[self.report.start_step - 1] if self.report.start_step else 0
         row = {
             "loss": logs["loss"],
-            "lr": logs["learning_rate"],
+            **_learning_rates(more["optimizer"], logs["learning_rate"]),
             "grad_norm": logs.get("grad_norm"),
             **{key: value for key, value in logs.items() if key not in CHATTER},
             **self.evaluated,
@@ -211,6 +214,16 @@ class _Reporter(TrainerCallback):
         self.report.log.log(step, **row)
         self.report.progress.advance(step, loss=logs["loss"], **self.evaluated)
         self.evaluated = {}
+
+
+def _learning_rates(optimizer: torch.optim.Optimizer, first: float) -> dict[str, float]:
+    """AdamW's rate as `lr` and Muon's as `muon_lr`, given the rate that the first group had in the step. The schedule
+    scales all groups alike."""
+    groups = optimizer.param_groups
+    scale = first / groups[0]["initial_lr"]
+    return {
+        "muon_lr" if group.get("algorithm") == "muon" else "lr": scale * group["initial_lr"] for group in groups
+    }
 
 
 def tokens_after_steps(lengths: Sequence[int], order: Sequence[int], batch_size: int) -> list[int]:
