@@ -103,7 +103,7 @@ def _check_user_folder(folder: Path) -> None:
 def _read_task_file(path: Path) -> dict[str, Any]:
     """The mapping of a task file with its includes; functions stay names. RequestError when it is malformed."""
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_NamesOnly)  # noqa: S506: a SafeLoader
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_NamesOnly)  # noqa: S506 (it is a SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RequestError(f"task file {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(config, dict):

@@ -24,9 +24,7 @@ RUNS = Path("runs")
 
 def evaluate_checkpoint(
     checkpoint: Annotated[str, typer.Argument(help="A Hugging Face folder or Hub id.")],
-    tasks: Annotated[str, typer.Option(help="Names, comma-separated: ours, lm-eval's or yours.")] = ",".join(
-        NANO_TASKS
-    ),
+    tasks: Annotated[str, typer.Option(help="Names, comma-separated.")] = ",".join(NANO_TASKS),
     include_path: Annotated[Path | None, typer.Option(help="Folder of your own lm-eval task files.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many items of each task.")] = None,
     few_shot: Annotated[int | None, typer.Option(help="Examples in the prompt; default: each task's own.")] = None,
@@ -36,9 +34,7 @@ def evaluate_checkpoint(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if there is one.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write; default: under runs/.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object as the last line of standard output.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Evaluate a checkpoint on lm-eval tasks: value, standard error and every item's outcome."""
     # A wrong checkpoint is told before the five seconds that lm-eval takes to import.

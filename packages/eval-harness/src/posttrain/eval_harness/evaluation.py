@@ -13,7 +13,8 @@ from posttrain.core.errors import RequestError, suggest
 from posttrain.core.results import append_result
 from posttrain.eval_harness.catalog import load_tasks
 from posttrain.eval_harness.quiet import quiet
-from posttrain.eval_harness.result import EvaluationResult, Metric, TaskResult, clustered_standard_error, write_items
+from posttrain.eval_harness.raw_results import read_group, read_task
+from posttrain.eval_harness.result import EvaluationResult, write_items
 
 BACKENDS = ("hf",)
 
@@ -66,9 +67,11 @@ def evaluate(
             fewshot_as_multiturn=apply_chat_template,
         )
     label = backend_label(backend, apply_chat_template, max_gen_toks)
-    results = {name: _task_result(name, task, raw, limit, label, model) for name, task in loaded["tasks"].items()}
-    for name in loaded["groups"]:
-        results[name] = _group_result(name, raw, limit, label, results, loaded["groups"][name])
+    results = {
+        name: read_task(name, task, raw, limit, label, model.finish_reasons) for name, task in loaded["tasks"].items()
+    }
+    for name, group in loaded["groups"].items():
+        results[name] = read_group(name, group, raw, limit, label, results)
     result = EvaluationResult(
         checkpoint=str(checkpoint),
         tasks=results,
@@ -138,105 +141,6 @@ def _model(checkpoint: str, batch_size: int, device: str | None, revision: str |
     return CheckpointLM(checkpoint, batch_size, device, torch.float32 if device == "cpu" else "auto", revision)
 
 
-def _task_result(name: str, task: Any, raw: Mapping[str, Any], limit: int | None, label: str, model: Any) -> TaskResult:
-    values = raw["results"][name]
-    metrics: dict[str, Metric] = {}
-    per_item: dict[str, list[Any]] = {}
-    for key in _metric_keys(task, values):
-        metric, _, filter_name = key.partition(",")
-        scores = [s[metric] for s in raw["samples"][name] if s["filter"] == filter_name]
-        error = values.get(f"{metric}_stderr,{filter_name}")
-        if not isinstance(error, float) and scores and isinstance(scores[0], list):
-            error = clustered_standard_error(scores)
-        shown = metric if filter_name == "none" else key
-        metrics[shown] = Metric(float(values[key]), error if isinstance(error, float) else None)
-        per_item[shown] = scores
-    headline = next(iter(metrics))
-    return TaskResult(
-        task=name,
-        version=raw["versions"][name],
-        few_shot=raw["n-shot"][name],
-        limit=limit,
-        n=len(per_item[headline]),
-        backend=label,
-        headline=headline,
-        metrics=metrics,
-        items=_items(name, task, raw["samples"][name], headline, per_item, model),
-    )
-
-
-def _metric_keys(task: Any, values: Mapping[str, Any]) -> list[str]:
-    """`metric,filter` of every reported value, in the order of the task file: metrics first, then filters."""
-    keys = [key for key in values if "," in key and not key.partition(",")[0].endswith("_stderr")]
-    order = list(task.aggregation())
-    return sorted(keys, key=lambda key: order.index(key.partition(",")[0]) if key.partition(",")[0] in order else 99)
-
-
-def _items(
-    name: str,
-    task: Any,
-    samples: Sequence[Mapping[str, Any]],
-    headline: str,
-    scores: Mapping[str, list[Any]],
-    model: Any,
-) -> list[dict[str, Any]]:
-    filter_name = headline.partition(",")[2] or "none"
-    items = []
-    for number, sample in enumerate(s for s in samples if s["filter"] == filter_name):
-        all_scores = {metric: _plain(values[number]) for metric, values in scores.items()}
-        doc = sample["doc"]
-        item = {
-            "id": str(doc.get("id", doc.get("key", sample["doc_id"]))),
-            "prediction": _prediction(task, sample),
-            "score": all_scores[headline],
-            "scores": all_scores,
-        }
-        if task.OUTPUT_TYPE == "generate_until":
-            item |= {"text": sample["resps"][0][0], "finish_reason": model.finish_reasons[name, sample["doc_id"]]}
-        items.append(item)
-    return items
-
-
-def _prediction(task: Any, sample: Mapping[str, Any]) -> Any:
-    """The index of the likeliest choice, or what the headline's filter took from the text."""
-    if task.OUTPUT_TYPE == "multiple_choice":
-        likelihoods = [response[0] for response in sample["filtered_resps"]]
-        return max(range(len(likelihoods)), key=likelihoods.__getitem__)
-    response = sample["filtered_resps"][0]
-    return response if isinstance(response, str) else _plain(response)
-
-
-def _plain(value: Any) -> Any:
-    """Numbers as JSON has them: booleans become 0 and 1, numpy's become Python's."""
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    return float(value) if isinstance(value, (bool, int, float)) or hasattr(value, "dtype") else value
-
-
-def _group_result(
-    name: str, raw: Mapping[str, Any], limit: int | None, label: str, results: Mapping[str, TaskResult], group: Any
-) -> TaskResult:
-    values = raw["results"][name]
-    metrics = {}
-    for key in (key for key in values if "," in key and "_stderr" not in key):
-        metric, _, filter_name = key.partition(",")
-        error = values.get(f"{metric}_stderr,{filter_name}")
-        shown = metric if filter_name == "none" else key
-        metrics[shown] = Metric(float(values[key]), error if isinstance(error, float) else None)
-    members = [results[task.task_name] for task in group.get_all_tasks()]
-    return TaskResult(
-        task=name,
-        version=raw["versions"].get(name),
-        few_shot=members[0].few_shot,
-        limit=limit,
-        n=sum(member.n for member in members),
-        backend=label,
-        headline=next(iter(metrics), members[0].headline),
-        metrics=metrics,
-        items=[item | {"id": f"{m.task}/{item['id']}"} for m in members for item in m.items],
-    )
-
-
 def _requested(tasks: Sequence[str], loaded: Mapping[str, Any]) -> tuple[str, ...]:
     known = {*loaded["tasks"], *loaded["groups"]}
     named = [name for name in dict.fromkeys(tasks) if name in known]
@@ -248,7 +152,7 @@ def _requested(tasks: Sequence[str], loaded: Mapping[str, Any]) -> tuple[str, ..
 
 def _notes(model: Any) -> tuple[str, ...]:
     return tuple(
-        f"{count} prompts of {task or 'the scored tasks'} were cut on the left to the context of {model.max_length}"
+        f"{count} prompts of {task} were cut on the left to the context of {model.max_length}"
         for task, count in model.prompts_cut.items()
         if count
     )

@@ -32,7 +32,9 @@ SILENT_SECONDS = 2.0
 class CheckpointLM(HFLM):
     """A folder's or Hub id's causal language model for `lm_eval.evaluator.evaluate`."""
 
-    def __init__(self, checkpoint: str, batch_size: int, device: str, dtype: torch.dtype | str, revision: str | None):
+    def __init__(
+        self, checkpoint: str, batch_size: int, device: str, dtype: torch.dtype | str, revision: str | None
+    ) -> None:
         tokenizer = load_tokenizer(checkpoint, revision)
         model = _load_model(checkpoint, dtype, revision).to(device)
         ends = _end_tokens(model, tokenizer.eos_token_id)
@@ -57,12 +59,13 @@ class CheckpointLM(HFLM):
                 members.sort(key=lambda index: (-lengths[index], requests[index].args[0]))
                 for start in range(0, len(members), self.batch_size):
                     batch = members[start : start + self.batch_size]
-                    for index, answer in zip(batch, self._generate([requests[i] for i in batch], lengths, batch)):
+                    generated = self._generate([requests[index] for index in batch], [lengths[i] for i in batch])
+                    for index, answer in zip(batch, generated, strict=True):
                         answers[index] = answer
                     self._progress.advance(len(batch))
         return answers
 
-    def _generate(self, requests: Sequence[Any], lengths: dict[int, int], batch: Sequence[int]) -> list[str]:
+    def _generate(self, requests: Sequence[Any], lengths: Sequence[int]) -> list[str]:
         settings = normalize_gen_kwargs(requests[0].args[1], self.max_gen_toks)
         stops = handle_stop_sequences(
             settings.pop("until", None), eos=self.tok_decode(self.eot_token_id, skip_special_tokens=False)
@@ -74,8 +77,8 @@ class CheckpointLM(HFLM):
                 f"task {requests[0].task_name} generates up to {new_tokens} tokens and the model's context is "
                 f"{self.max_length}: nothing is left for the prompt; set --max-gen-toks below that"
             )
-        for index, request in zip(batch, requests, strict=True):
-            self.prompts_cut[request.task_name] += lengths[index] > room
+        for request, length in zip(requests, lengths, strict=True):
+            self.prompts_cut[request.task_name] += length > room
         prompts, mask = self.tok_batch_encode(
             [request.args[0] for request in requests], left_truncate_len=room, truncation=self.truncation
         )
@@ -117,7 +120,8 @@ class CheckpointLM(HFLM):
                     f"the answer '{continuation[:60]}…' has {len(tokens)} tokens and the model's context is "
                     f"{self.max_length}; take a model with a longer one"
                 )
-        self.prompts_cut[""] += sum(len(prompt) + len(tokens) > self.max_length + 1 for _, prompt, tokens in requests)
+        too_long = sum(len(prompt) + len(tokens) > self.max_length + 1 for _, prompt, tokens in requests)
+        self.prompts_cut["the scored tasks"] += too_long
         with self._progress.over(len(requests), "scoring"):
             return super()._loglikelihood_tokens(requests, disable_tqdm=True, **options)
 
@@ -148,7 +152,8 @@ class _LateProgress:
     """A progress line that comes only when the work takes longer than SILENT_SECONDS."""
 
     def over(self, total: int, label: str) -> "_LateProgress":
-        self._total, self._label, self._done, self._line = total, label, 0, None
+        self._total, self._label, self._done = total, label, 0
+        self._line: Progress | None = None
         return self
 
     def __enter__(self) -> "_LateProgress":

@@ -12,10 +12,14 @@ _LOGGERS = ("lm_eval", "transformers", "datasets", "huggingface_hub", "httpx", "
 def quiet() -> Iterator[None]:
     """Within the block loggers tell errors only and tqdm draws nothing; both are as before after it."""
     import datasets
-    from tqdm import tqdm
+    import tqdm
+    import transformers.utils.logging
 
+    # transformers sets its own level when it is first asked; ask before saying otherwise.
+    transformers.utils.logging.get_verbosity()
+    bar: Any = tqdm.tqdm
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
-    draw: Any = tqdm.__init__
+    draw: Any = bar.__init__
     bars = datasets.are_progress_bars_disabled()
 
     def draw_nothing(self: Any, *arguments: Any, **options: Any) -> None:
@@ -23,12 +27,12 @@ def quiet() -> Iterator[None]:
 
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
-    tqdm.__init__ = draw_nothing
+    bar.__init__ = draw_nothing
     datasets.disable_progress_bars()
     try:
         yield
     finally:
-        tqdm.__init__ = draw
+        bar.__init__ = draw
         if not bars:
             datasets.enable_progress_bars()
         for name, level in levels.items():

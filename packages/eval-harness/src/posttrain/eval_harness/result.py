@@ -6,6 +6,7 @@ Plain data, without lm-eval or torch: the table, the store and a user read the s
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from posttrain.core.files import write_jsonl
@@ -50,7 +51,10 @@ class TaskResult:
 
     def row(self, identity: Mapping[str, Any]) -> dict[str, Any]:
         """The object of this evaluation for the results store; `identity` holds at least `fingerprint`."""
-        metrics = {name: {"value": m.value, "standard_error": m.standard_error} for name, m in self.metrics.items()}
+        metrics = {
+            name: {"value": finite(metric.value), "standard_error": finite(metric.standard_error)}
+            for name, metric in self.metrics.items()
+        }
         return dict(identity) | {
             "task": self.task,
             "version": self.version,
@@ -80,6 +84,11 @@ class EvaluationResult:
         return self.tasks[task]
 
 
+def finite(number: float | None) -> float | None:
+    """The number, or None in place of what JSON cannot hold (mc2 of answers that underflow is 0 / 0 in lm-eval)."""
+    return number if number is not None and math.isfinite(number) else None
+
+
 def clustered_standard_error(items: Sequence[Sequence[float]]) -> float | None:
     """Standard error of Σ scores / Σ counts when scores of one item belong together; None for fewer than two items.
 
@@ -95,6 +104,6 @@ def clustered_standard_error(items: Sequence[Sequence[float]]) -> float | None:
     return math.sqrt(n / (n - 1) * squares) / count
 
 
-def write_items(result: TaskResult, folder: Any) -> None:
+def write_items(result: TaskResult, folder: Path) -> None:
     """Writes `<folder>/<task>.jsonl`, one object an item, atomically."""
     write_jsonl(folder / f"{result.task}.jsonl", result.items)
