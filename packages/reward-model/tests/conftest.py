@@ -1,6 +1,5 @@
 """A reward model small enough to make in a test: random weights, a byte-level tokenizer, ChatML."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -43,20 +42,7 @@ def make_reward_model(folder: Path, **config: object) -> Path:
     return folder
 
 
-def edit_config(folder: Path, **changes: object) -> Path:
-    """The checkpoint with keys of its config.json changed, or taken out where the value is None."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
-    return folder
-
-
 @pytest.fixture(scope="session")
 def reward_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reward model on disk that no test changes."""
     return make_reward_model(tmp_path_factory.mktemp("reward-model"))
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"

@@ -17,6 +17,8 @@ from posttrain.core.errors import PosttrainError, RequestError
 from posttrain.core.wire import ScoreRequest, ScoreResponse, error_body
 from posttrain.reward_model.scoring import Overloaded, Scoring
 
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+
 
 @lru_cache(maxsize=1)
 def _metrics() -> tuple[Counter, Histogram]:
@@ -46,6 +48,11 @@ def create_app() -> FastAPI:
         """Each source's name and its digest or version."""
         scoring: Scoring = request.app.state.scoring
         return {"sources": {name: source.digest for name, source in scoring.sources.items()}}
+
+    @app.api_route("/{path:path}", methods=METHODS, include_in_schema=False)
+    async def unknown(path: str) -> None:
+        """BentoML answers by itself, in its own form, what no route of a mounted app takes."""
+        raise HTTPException(405 if path == "score" else 404)
 
     app.add_exception_handler(PosttrainError, _posttrain_error)
     app.add_exception_handler(HTTPException, _http_error)

@@ -19,7 +19,8 @@ MAX_EXPONENT = 100
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
 # A minus between two terms ("10-4", "(2)-1", "x-3") is an operator, not the sign of the second one.
-NUMBER = rf"(?:(?<![\w)\]])[-+\u2212])?[$€£]?{_DECIMAL}(?:/[0-9]+(?:\.[0-9]+)?)?%?"
+_SIGN = r"(?:(?:(?<![\w)\]])[-+\u2212])?[$€£]?|[$€£][-+\u2212])"
+NUMBER = rf"{_SIGN}{_DECIMAL}(?:/[0-9]+(?:\.[0-9]+)?)?%?"
 _NUMBER = re.compile(NUMBER, re.ASCII)
 _SIGNS_AND_SEPARATORS = str.maketrans({"\u2212": "-", "$": None, "€": None, "£": None, ",": None, "%": None})
 _EXPONENT = re.compile(r"[eE]([-+]?[0-9]+)")
