@@ -59,7 +59,7 @@ class CommandTree(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def _command(name: str, function: Any) -> click.Command:
+def _command(name: str, function: Any) -> Any:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command(name=name)(function)
     return typer.main.get_command(app)

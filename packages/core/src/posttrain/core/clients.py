@@ -192,6 +192,10 @@ class RewardClient(_Service):
             raise WorkError(f"{self.url} gave {len(answer['scores'])} scores for {len(plain)} items")
         return ScoreResult(answer["scores"], answer["sources"])
 
+    def sources(self) -> dict[str, str]:
+        """The sources that the service has, with the digest or version of each."""
+        return self.check(self.request("GET", "/v1/sources"), "list its sources")["sources"]
+
 
 def error_message(response: httpx.Response) -> str:
     """The message in an error of OpenAI's form, or the start of whatever came."""

@@ -101,7 +101,7 @@ def _first_problem(cls: type[BaseModel], error: ValidationError) -> str:
 def _fields_at(cls: Any, loc: tuple[int | str, ...]) -> list[str]:
     """The keys that the settings class at `loc` under `cls` knows."""
     for part in loc:
-        field = cls.model_fields.get(part) if isinstance(cls, type) and issubclass(cls, BaseModel) else None
+        field = cls.model_fields.get(str(part)) if isinstance(cls, type) and issubclass(cls, BaseModel) else None
         if field is None:
             continue
         cls = next((c for c in _classes(field.annotation)), cls)

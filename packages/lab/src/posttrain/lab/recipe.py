@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from posttrain.core.config import Settings, apply_overrides, read_yaml, validate
 from posttrain.core.errors import RequestError, suggest
 from posttrain.data.sources import Source
-from posttrain.trainers.ppo import PPOSettings
-from posttrain.trainers.preferences import PreferenceSettings
-from posttrain.trainers.reward_model import RewardModelSettings
-from posttrain.trainers.sft import SFTSettings
+from posttrain.trainers.ppo import Settings as PPOSettings
+from posttrain.trainers.preferences import Settings as PreferenceSettings
+from posttrain.trainers.reward_model import Settings as RewardModelSettings
+from posttrain.trainers.sft import Settings as SFTSettings
 
 LEARNED = "rm"
 """The reward source that is the recipe's own reward model."""
@@ -50,18 +50,34 @@ class Evaluation(Settings):
 
     tasks: tuple[str, ...]
     """lm-eval task names, ours or any other."""
-    headline: dict[str, str] = Field(default_factory=dict)
-    """Which metrics of a task the table shows, as `task/metric: column title`; none: all of them."""
+    table: dict[str, str] = Field(min_length=1)
+    """What the table shows, in its order: `task/metric: column title`."""
     few_shot: int | None = None
     """Examples before each question; none: the task's own number."""
     limit: int | None = Field(default=None, gt=0)
     """Items a task; none: all."""
     batch_size: int = Field(default=128, gt=0)
     """Sequences a forward pass."""
+    max_gen_toks: int | None = Field(default=None, gt=0)
+    """Longest generated answer in tokens; none: the task's own limit."""
     include_path: Path | None = None
     """A folder with the user's own lm-eval tasks."""
     policy_prompts: int = Field(default=512, gt=1)
     """Validation prompts on which KL, gold and learned reward are measured."""
+    policy_max_tokens: int = Field(default=96, gt=0)
+    """Longest completion in that measurement."""
+
+    @model_validator(mode="after")
+    def _known_tasks(self) -> Self:
+        for key in self.table:
+            task, slash, metric = key.partition("/")
+            if task not in self.tasks or not slash or not metric:
+                raise ValueError(f"table entry '{key}' must be task/metric with a task of {', '.join(self.tasks)}")
+        return self
+
+    def columns(self) -> dict[tuple[str, str], str]:
+        """(task, metric) to the column's title."""
+        return {(key.partition("/")[0], key.partition("/")[2]): title for key, title in self.table.items()}
 
 
 class Recipe(Settings):

@@ -13,11 +13,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 
 import httpx
 
+from posttrain.core.clients import RewardClient
 from posttrain.core.errors import WorkError
 from posttrain.core.process import PARENT_VARIABLE
 
@@ -127,3 +129,12 @@ def free_port() -> int:
 def service_url(name: str) -> str | None:
     """The address in `POLICY_URL` or `REWARD_URL`: a running service to use instead of an own one."""
     return os.environ.get(f"{name.upper()}_URL") or None
+
+
+def external_rewards() -> dict[str, str]:
+    """The sources of the reward service in `REWARD_URL`, with their digests; empty without that variable."""
+    url = service_url("reward")
+    if url is None:
+        return {}
+    with closing(RewardClient(url, patience=20.0)) as client:
+        return client.sources()

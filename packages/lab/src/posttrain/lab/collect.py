@@ -1,0 +1,69 @@
+"""From finished run directories to the rows of a table: reads per-item results, pools seeds, pairs rows."""
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+from posttrain.core.files import read_jsonl
+from posttrain.lab.graph import Plan, Row
+from posttrain.lab.policy_measures import MEASURES, policy_items
+from posttrain.lab.table import Scores, Table, TableRow, build_table
+
+KL_COLUMN = MEASURES["kl"]
+
+
+def collect_table(plans: Sequence[Plan]) -> Table:
+    """The table of one method over the seeds of `plans`: base, SFT, the method, and the differences between them."""
+    rows = [_collect_row([plan.rows[place] for plan in plans], plans) for place in range(len(plans[0].rows))]
+    evaluation = plans[0].recipe.evaluation
+    columns = (*evaluation.columns().values(), *MEASURES.values())
+    present = [column for column in columns if any(column in row.scores for row in rows)]
+    return build_table(rows, present, _pairs([row.name for row in rows]), lower_is_better=[KL_COLUMN])
+
+
+def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Each row against the one before it, and the last against the first."""
+    neighbours = [(names[place + 1], names[place]) for place in range(len(names) - 1)]
+    return [*neighbours, (names[-1], names[0])] if len(names) > 2 else neighbours
+
+
+def _collect_row(rows: Sequence[Row], plans: Sequence[Plan]) -> TableRow:
+    seeds = tuple(plan.seed for plan in plans)
+    columns = plans[0].recipe.evaluation.columns()
+    scores = {}
+    for (task, metric), title in columns.items():
+        scores[title] = _pool([_read(row.run.eval / f"{task}.jsonl", metric) for row in rows], seeds)
+    for measure, title in MEASURES.items():
+        parts = [_read(policy_items(row, plan), measure) for row, plan in zip(rows, plans, strict=True)]
+        if all(parts):
+            scores[title] = _pool(parts, seeds)
+    seconds = [row.run.provenance().get("cost", {}).get("seconds") for row in rows]
+    known = [value for value in seconds if value is not None]
+    return TableRow(
+        name=rows[0].name,
+        config_hash=rows[0].identity.config_hash,
+        seeds=seeds if len({row.run.path for row in rows}) > 1 else (),
+        scores=scores,
+        seconds=sum(known) / len(known) if known else None,
+    )
+
+
+ItemValues = dict[str, list[float]]
+"""Item id to its values: one, or one for each instruction of a prompt."""
+
+
+def _read(path: Path, metric: str) -> ItemValues:
+    values = {}
+    for item in read_jsonl(path):
+        if (value := item["scores"].get(metric)) is not None:
+            values[item["id"]] = value if isinstance(value, list) else [value]
+    return values
+
+
+def _pool(parts: Sequence[ItemValues], seeds: Sequence[int]) -> Scores:
+    triples = chain.from_iterable(
+        ((item, f"{seed}/{item}/{place}", value) for item, values in part.items() for place, value in enumerate(values))
+        for seed, part in zip(seeds, parts, strict=True)
+    )
+    items, keys, values = zip(*triples, strict=True)
+    return Scores(items, keys, values)

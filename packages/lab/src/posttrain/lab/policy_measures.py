@@ -1,0 +1,108 @@
+"""KL from the SFT policy, gold reward and learned reward of a row's policy, measured once for each reference.
+
+Samples come from the policy service, rewards from the reward service; the definitions are the contracts'. The items
+lie in the row's `eval/` under a name that says what they were measured against, so that the base, which all seeds
+share, has one file a seed.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from posttrain.core.files import write_jsonl
+from posttrain.core.hashing import digest_json
+from posttrain.core.results import append_result
+from posttrain.data.sources import describe_source, load_prompts
+from posttrain.lab.graph import Plan, Row
+from posttrain.lab.recipe import LEARNED
+from posttrain.lab.run_services import RunServices
+
+MEASURES = {"kl": "KL from sft", "gold": "gold reward", "learned": "learned reward"}
+"""A measure's name in the item file to its column in the table."""
+
+TASK = "policy"
+VERSION = 1
+"""Raised when the measurement changes."""
+
+
+def policy_items(row: Row, plan: Plan) -> Path:
+    """The item file of this row against this plan's reference and reward model; it is there when it is finished."""
+    return row.run.eval / f"{TASK}-{digest_json(_definition(plan))[:12]}.jsonl"
+
+
+def ensure_measured(row: Row, plan: Plan, services: RunServices) -> None:
+    """Measures the row's policy unless that is done."""
+    path = policy_items(row, plan)
+    if path.exists():
+        return
+    from posttrain.trainers.measure import measure
+
+    evaluation = plan.recipe.evaluation
+    prompts = load_prompts(plan.recipe.data.validation, plan.seed)[: evaluation.policy_prompts]
+    learned = plan.reward_model is not None or LEARNED in plan.external_rewards
+    sources = list(dict.fromkeys([plan.recipe.gold, *([LEARNED] if learned else [])]))
+    result = measure(
+        services.policy(row.checkpoint),
+        services.reward(plan.reward_model),
+        prompts,
+        row.checkpoint,
+        plan.reference.checkpoint,
+        sources,
+        plan.seed,
+        max_new_tokens=evaluation.policy_max_tokens,
+    )
+    with row.run.lock():
+        write_jsonl(path, [_item(item, plan.recipe.gold) for item in result["items"]])
+        append_result(row.run.root / "metrics.jsonl", _result_row(row, plan, path, result))
+
+
+def _definition(plan: Plan) -> dict[str, Any]:
+    return {
+        "version": VERSION,
+        "reference": plan.reference.identity.fingerprint,
+        "reward_model": plan.reward_identity,
+        "gold": plan.recipe.gold,
+        "prompts": describe_source(plan.recipe.data.validation),
+        "limit": plan.recipe.evaluation.policy_prompts,
+        "max_tokens": plan.recipe.evaluation.policy_max_tokens,
+        "seed": plan.seed,
+    }
+
+
+def _item(item: dict[str, Any], gold: str) -> dict[str, Any]:
+    """An item as evaluation writes them: `scores` by measure, `score` the gold one."""
+    rewards = item["scores"]
+    scores = {"kl": item["kl"], "gold": rewards[gold]}
+    if LEARNED in rewards:
+        scores["learned"] = rewards[LEARNED]
+    return {
+        "id": item["id"],
+        "prediction": None,
+        "score": rewards[gold],
+        "scores": scores,
+        "text": item["text"],
+        "finish_reason": item["finish_reason"],
+        "kind": item["kind"],
+    }
+
+
+def _result_row(row: Row, plan: Plan, path: Path, result: dict[str, Any]) -> dict[str, Any]:
+    rewards = result["rewards"]
+    metrics = {"kl": result["kl"], "gold": rewards[plan.recipe.gold]}
+    if LEARNED in rewards:
+        metrics["learned"] = rewards[LEARNED]
+    return {
+        "fingerprint": row.identity.fingerprint,
+        "config_hash": row.identity.config_hash,
+        "method": row.name,
+        "seed": plan.seed,
+        "task": path.stem,
+        "version": VERSION,
+        "few_shot": 0,
+        "limit": plan.recipe.evaluation.policy_prompts,
+        "backend": "policy service",
+        "n": result["n"],
+        "headline": "gold",
+        "metrics": metrics,
+        "truncated": result["truncated"],
+        "mean_length": result["length"],
+    }

@@ -1,0 +1,68 @@
+"""The two services of one run: its own, started when first needed, or running ones named by URL.
+
+Whoever samples pushes the weights that it samples from under a version of its own, so any policy service of the same
+architecture will do. The reward service is started anew when a reward model joins it.
+"""
+
+import sys
+from contextlib import ExitStack, closing
+from pathlib import Path
+from types import TracebackType
+
+from posttrain.core.clients import PolicyClient, RewardClient
+from posttrain.lab.services import SupervisedService
+
+
+class RunServices:
+    """Context manager around a run; whatever it started has ended when the block is left."""
+
+    def __init__(
+        self,
+        logs: Path,
+        sources: dict[str, str],
+        threads: int | None,
+        policy_url: str | None = None,
+        reward_url: str | None = None,
+    ) -> None:
+        self._logs, self._sources = logs, sources
+        self._threads = ["--threads", str(threads)] if threads else []
+        self._policy_url, self._reward_url = policy_url, reward_url
+        self._policy: PolicyClient | None = None
+        self._reward: tuple[Path | None, RewardClient] | None = None
+        self._policy_stack, self._reward_stack = ExitStack(), ExitStack()
+
+    def __enter__(self) -> "RunServices":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._policy_stack, self._reward_stack:
+            pass
+
+    def policy(self, checkpoint: Path) -> PolicyClient:
+        """A client of the policy service, which starts from `checkpoint` if it is not running yet."""
+        if self._policy is None:
+            url = self._policy_url or self._start("policy", [str(checkpoint)], self._policy_stack)
+            self._policy = self._policy_stack.enter_context(closing(PolicyClient(url)))
+        return self._policy
+
+    def reward(self, model: Path | None) -> RewardClient:
+        """A client of a reward service with the recipe's sources and, if `model` is given, that as `rm`."""
+        wanted = model or (self._reward[0] if self._reward else None)
+        if self._reward is None or self._reward[0] != wanted:
+            self._reward_stack.close()
+            url = self._reward_url or self._start("reward", self._reward_arguments(wanted), self._reward_stack)
+            client = self._reward_stack.enter_context(closing(RewardClient(url)))
+            self._reward = (wanted, client)
+        return self._reward[1]
+
+    def _reward_arguments(self, model: Path | None) -> list[str]:
+        named = [part for name, target in self._sources.items() for part in ("--source", f"{name}={target}")]
+        return [*([str(model)] if model else []), *named]
+
+    def _start(self, name: str, arguments: list[str], stack: ExitStack) -> str:
+        service = SupervisedService(name, [name, *arguments, *self._threads], self._logs / f"{name}.log")
+        stack.enter_context(service)
+        print(f"{name} service ready on {service.url}", file=sys.stderr)
+        return service.url
