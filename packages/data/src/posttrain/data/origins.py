@@ -140,11 +140,10 @@ def _commit(path: str, config: str | None, split: str, revision: str | None, mir
     if revision is not None and _COMMIT.fullmatch(revision):
         return revision
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
         commit = HfApi().dataset_info(path, revision=revision, timeout=20).sha
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:  # its transport's errors are of another library in each major version
         remedy = "set POSTTRAIN_DATA to a mirror that holds it, or check name, revision and network"
         if mirror is not None and revision is None:
             remedy = f"the mirror under POSTTRAIN_DATA lacks it {_suggest(mirror, config, split)}"
