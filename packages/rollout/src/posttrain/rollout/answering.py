@@ -25,7 +25,6 @@ from posttrain.rollout.responses import (
     chat_logprobs,
     completion_choice,
     completion_logprobs,
-    token_text,
     usage,
 )
 from posttrain.rollout.scheduler import Job
@@ -72,9 +71,10 @@ async def answer(policy: Policy, request: AnyRequest, http: Request) -> Response
 
 def _body(policy: Policy, request: AnyRequest, samples: list[Sample], head: dict[str, Any]) -> bytes:
     make = chat_choice if isinstance(request, ChatRequest) else completion_choice
-    logprobs, token_ids = wants_logprobs(request), bool(request.return_token_ids)
+    token_text = policy.token_text if wants_logprobs(request) else None
+    token_ids = bool(request.return_token_ids)
     choices = [
-        make(policy.tokenizer, sample, index, logprobs=logprobs, token_ids=token_ids)
+        make(policy.tokenizer, sample, index, token_text=token_text, token_ids=token_ids)
         for index, sample in enumerate(samples)
     ]
     answer: dict[str, Any] = {**head, "choices": choices, "usage": usage(samples, request.n or 1)}
@@ -134,14 +134,14 @@ class _Stream:
         if isinstance(self.request, ChatRequest):
             choice["delta"] = {"content": text}
             if self._logprobs:
-                choice["logprobs"] = chat_logprobs(self.policy.tokenizer, [token_id], sample.logprobs[-1:], tops)
+                choice["logprobs"] = chat_logprobs(self.policy.token_text, [token_id], sample.logprobs[-1:], tops)
         else:
             choice["text"] = text
             if self._logprobs:
                 offset = self._offsets[index]
-                self._offsets[index] += len(token_text(self.policy.tokenizer, token_id))
+                self._offsets[index] += len(self.policy.token_text(token_id))
                 choice["logprobs"] = completion_logprobs(
-                    self.policy.tokenizer, [token_id], sample.logprobs[-1:], tops, offset
+                    self.policy.token_text, [token_id], sample.logprobs[-1:], tops, offset
                 )
         if self.request.return_token_ids:
             choice["token_ids"] = [token_id]

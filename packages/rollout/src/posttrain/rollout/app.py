@@ -16,6 +16,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 
 from posttrain.core.errors import PosttrainError, RequestError
 from posttrain.core.wire import DIGEST_HEADER
@@ -115,7 +116,7 @@ def create_app() -> FastAPI:
         """Answers a conversation through the model's own chat template."""
         return await answer(http.app.state.policy, body, http)
 
-    known = {getattr(route, "path_regex", None) for route in app.routes} - {None}
+    known = [route.path_regex for route in app.routes if isinstance(route, Route)]
 
     @app.api_route("/{path:path}", methods=METHODS, include_in_schema=False)
     async def unknown(path: str) -> None:

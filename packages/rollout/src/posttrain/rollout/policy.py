@@ -17,6 +17,7 @@ from posttrain.data.chat import end_token_id, load_tokenizer, render_prompt
 from posttrain.rollout.decode import Sample
 from posttrain.rollout.engine import Engine
 from posttrain.rollout.requests import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
+from posttrain.rollout.responses import token_texts
 from posttrain.rollout.scheduler import Scheduler, VersionNotHeld
 from posttrain.rollout.settings import PolicyServiceSettings
 
@@ -29,6 +30,7 @@ class Policy:
     ) -> None:
         self.engine, self.tokenizer, self.settings = engine, tokenizer, settings
         self.scheduler = Scheduler(engine, digest, settings.max_waiting)
+        self.token_text = token_texts(tokenizer)
         self.instance = uuid.uuid4().hex
         self.created = int(time.time())
 

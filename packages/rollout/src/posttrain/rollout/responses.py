@@ -4,7 +4,8 @@ Pure functions from samples to dictionaries. Texts are decoded here, so large an
 loop.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -12,10 +13,17 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.rollout.decode import Sample, TopLogprobs
 from posttrain.rollout.text import TextWatcher, decode
 
+TokenText = Callable[[int], str]
 
-def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    """How one token is shown in log-probabilities, special ones included."""
-    return decode(tokenizer, [token_id], skip_special=False)
+
+def token_texts(tokenizer: PreTrainedTokenizerBase) -> TokenText:
+    """How single tokens are shown in log-probabilities, special ones included; each is decoded once."""
+
+    @cache
+    def text(token_id: int) -> str:
+        return decode(tokenizer, [token_id], skip_special=False)
+
+    return text
 
 
 def sample_text(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> str:
@@ -34,22 +42,30 @@ def usage(samples: Sequence[Sample], n: int) -> dict[str, int]:
 
 
 def completion_choice(
-    tokenizer: PreTrainedTokenizerBase, sample: Sample, index: int, *, logprobs: bool, token_ids: bool
+    tokenizer: PreTrainedTokenizerBase,
+    sample: Sample,
+    index: int,
+    *,
+    token_text: TokenText | None,
+    token_ids: bool,
 ) -> dict[str, Any]:
-    """One choice of `/v1/completions`; with `echo` the prompt comes first, in text and in log-probabilities."""
+    """One choice of `/v1/completions`; with `echo` the prompt comes first, in text and in log-probabilities.
+
+    Log-probabilities are told when `token_text`, which shows their tokens, is given.
+    """
     text = sample_text(tokenizer, sample)
     echo = sample.sampling.echo
     if echo:
         text = decode(tokenizer, sample.prompt) + text
     choice: dict[str, Any] = {"index": index, "text": text, "logprobs": None, "finish_reason": sample.finish_reason}
-    if logprobs:
+    if token_text is not None:
         ids, values, tops = sample.token_ids, list(sample.logprobs), list(sample.top_logprobs)
         if echo and sample.prompt_logprobs is not None:
             ids = [*sample.prompt, *ids]
             # Nothing predicts the first token of a prompt.
             values = [None, *sample.prompt_logprobs.logprobs, *values]  # type: ignore[list-item]
             tops = [None, *sample.prompt_logprobs.top, *tops] if sample.sampling.top_logprobs else []  # type: ignore[list-item]
-        choice["logprobs"] = completion_logprobs(tokenizer, ids, values, tops)
+        choice["logprobs"] = completion_logprobs(token_text, ids, values, tops)
     if token_ids:
         choice["prompt_token_ids"] = list(sample.prompt)
         choice["token_ids"] = sample.token_ids
@@ -57,21 +73,21 @@ def completion_choice(
 
 
 def completion_logprobs(
-    tokenizer: PreTrainedTokenizerBase,
+    token_text: TokenText,
     ids: Sequence[int],
     values: Sequence[float | None],
     tops: Sequence[TopLogprobs | None],
     offset: int = 0,
 ) -> dict[str, Any]:
     """The completions form: parallel lists. `offset` is where the first token's text begins."""
-    tokens = [token_text(tokenizer, token) for token in ids]
+    tokens = [token_text(token) for token in ids]
     offsets = []
     for token in tokens:
         offsets.append(offset)
         offset += len(token)
     shown = (
         [
-            None if top is None else _named(tokenizer, [*top, (token, value)])  # type: ignore[list-item]
+            None if top is None else _named(token_text, [*top, (token, value)])  # type: ignore[list-item]
             for top, token, value in zip(tops, ids, values, strict=True)
         ]
         if tops
@@ -80,20 +96,20 @@ def completion_logprobs(
     return {"tokens": tokens, "token_logprobs": list(values), "top_logprobs": shown, "text_offset": offsets}
 
 
-def _named(tokenizer: PreTrainedTokenizerBase, pairs: TopLogprobs) -> dict[str, float]:
+def _named(token_text: TokenText, pairs: TopLogprobs) -> dict[str, float]:
     named: dict[str, float] = {}
     for token, value in pairs:
-        named.setdefault(token_text(tokenizer, token), value)  # pieces of characters may share a text
+        named.setdefault(token_text(token), value)  # pieces of characters may share a text
     return named
 
 
 def chat_logprobs(
-    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], values: Sequence[float], tops: Sequence[TopLogprobs]
+    token_text: TokenText, ids: Sequence[int], values: Sequence[float], tops: Sequence[TopLogprobs]
 ) -> dict[str, Any]:
     """The chat form: an object a token."""
 
     def entry(token: int, value: float) -> dict[str, Any]:
-        text = token_text(tokenizer, token)
+        text = token_text(token)
         return {"token": text, "logprob": value, "bytes": list(text.encode())}
 
     places = zip(ids, values, tops or [[]] * len(ids), strict=True)
@@ -102,13 +118,18 @@ def chat_logprobs(
 
 
 def chat_choice(
-    tokenizer: PreTrainedTokenizerBase, sample: Sample, index: int, *, logprobs: bool, token_ids: bool
+    tokenizer: PreTrainedTokenizerBase,
+    sample: Sample,
+    index: int,
+    *,
+    token_text: TokenText | None,
+    token_ids: bool,
 ) -> dict[str, Any]:
-    """One choice of `/v1/chat/completions`."""
+    """One choice of `/v1/chat/completions`; `token_text` as for `completion_choice`."""
     message = {"role": "assistant", "content": sample_text(tokenizer, sample), "refusal": None}
     choice: dict[str, Any] = {"index": index, "message": message, "logprobs": None}
-    if logprobs:
-        choice["logprobs"] = chat_logprobs(tokenizer, sample.token_ids, sample.logprobs, sample.top_logprobs)
+    if token_text is not None:
+        choice["logprobs"] = chat_logprobs(token_text, sample.token_ids, sample.logprobs, sample.top_logprobs)
     choice["finish_reason"] = sample.finish_reason
     if token_ids:
         choice["token_ids"] = sample.token_ids

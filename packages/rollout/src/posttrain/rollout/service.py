@@ -8,6 +8,7 @@ import os
 
 import bentoml
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from posttrain.core.asgi import MIB, ServiceMiddleware
 from posttrain.core.process import die_with_parent
@@ -33,6 +34,7 @@ class PolicyService:
         # A worker whose supervisor was killed must not go on holding the port and the memory.
         die_with_parent()
         settings = from_environment()
+        disable_progress_bar()
         torch.set_num_threads(settings.threads or os.cpu_count() or 1)
         self.policy = Policy.load(settings)
         serve(app, self.policy)

@@ -1,0 +1,70 @@
+"""Small random models of both families, a byte-level tokenizer and a checkpoint folder made of them."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+torch.set_num_threads(1)
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+END = 2
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator(["hello world, what is two and two? the answer is four"] * 20, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
+def small_model(kind, vocab_size, seed=0, sharpness=4.0, tied=True):
+    """A random model whose distributions are neither flat nor certain."""
+    config_class = {Qwen2ForCausalLM: Qwen2Config, LlamaForCausalLM: LlamaConfig}[kind]
+    torch.manual_seed(seed)
+    model = kind(
+        config_class(
+            vocab_size=vocab_size,
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=128,
+            tie_word_embeddings=tied,
+            max_position_embeddings=256,
+            bos_token_id=None,
+            eos_token_id=END,
+            pad_token_id=None,
+        )
+    ).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.mul_(sharpness)
+    return model
+
+
+@pytest.fixture(scope="session", params=[Qwen2ForCausalLM, LlamaForCausalLM], ids=["qwen2", "llama"])
+def any_model(request, tokenizer):
+    return small_model(request.param, len(tokenizer))
+
+
+@pytest.fixture(scope="session")
+def model(tokenizer):
+    return small_model(Qwen2ForCausalLM, len(tokenizer))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    small_model(Qwen2ForCausalLM, len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
