@@ -10,9 +10,10 @@ import torch
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
     """Bytes as tokens, Qwen's special tokens, the house's ChatML template."""
-    from posttrain.data.tokenizer import CHATML_TEMPLATE
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
+
+    from posttrain.data.tokenizer import CHATML_TEMPLATE
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))

@@ -9,7 +9,7 @@ from posttrain.trainers.demonstrations import IGNORED, demonstrations
 
 def conversation(*turns, id="c"):
     roles = ["user", "assistant"] * len(turns)
-    return {"id": id, "messages": [{"role": role, "content": turn} for role, turn in zip(roles, turns)]}
+    return {"id": id, "messages": [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)]}
 
 
 def spoken(row):
@@ -20,7 +20,7 @@ def test_only_the_assistant_gets_loss_and_its_end_token_too(tiny_tokenizer):
     (row,) = demonstrations(tiny_tokenizer, [conversation("what?", "this", "and?", "that")], 200).rows
     end = [tiny_tokenizer.eos_token_id]
     assert spoken(row) == encode_text(tiny_tokenizer, "this") + end + encode_text(tiny_tokenizer, "that") + end
-    assert all(label in (IGNORED, token) for token, label in zip(row["input_ids"], row["labels"]))
+    assert all(label in (IGNORED, token) for token, label in zip(row["input_ids"], row["labels"], strict=True))
     assert row["labels"][-1] == tiny_tokenizer.eos_token_id
 
 
@@ -46,7 +46,8 @@ def test_prompts_that_are_all_too_long_are_refused(tiny_tokenizer):
 TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
 CASES = {
     "empty": TURNS + "{{ m.content }}<|im_end|>{% endfor %}",
-    "covers every token": "{% for m in messages %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% endfor %}",
+    "covers every token": "{% for m in messages %}{% generation %}"
+    "{{ m.content }}<|im_end|>{% endgeneration %}{% endfor %}",
     "never learn to stop": TURNS
     + "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}"
     + "{% endif %}<|im_end|>{% endfor %}",

@@ -18,7 +18,7 @@ from posttrain.trainers.models import align_special_tokens, load_policy
 from posttrain.trainers.stage import StageInputs, run_stage
 from posttrain.trainers.trainer_bridge import quiet
 
-QUICK = dict(max_length=96, batch_size=8, epochs=2, log_every=1, eval_every=4, save_every=4)
+QUICK = {"max_length": 96, "batch_size": 8, "epochs": 2, "log_every": 1, "eval_every": 4, "save_every": 4}
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_step_s_row_says_what_it_did(run_sft):
 
 
 def test_tokens_trained_count_no_padding(run_sft, tiny_tokenizer, conversations):
-    run, provenance = run_sft(epochs=2, held_out=0.1)
+    _run, provenance = run_sft(epochs=2, held_out=0.1)
     data = demonstrations(tiny_tokenizer, conversations, 96)
     counted = provenance["summary"]["tokens_trained"]
     held_out_tokens = sum(data.lengths) - counted / 2
@@ -111,7 +111,9 @@ def test_packed_tokens_have_the_loss_that_they_have_alone(trainer_of):
     for row in data.rows:
         ids = torch.tensor(row["input_ids"])
         logprobs = model(ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
-        alone[tuple(row["input_ids"])] = [(t, p) for t, p in zip(row["labels"][1:], logprobs.tolist()) if t != IGNORED]
+        alone[tuple(row["input_ids"])] = [
+            (t, p) for t, p in zip(row["labels"][1:], logprobs.tolist(), strict=True) if t != IGNORED
+        ]
     batch = batch_of(trainer, range(4))
     lengths = [length for row in range(4) for length in trainer.train_dataset[row]["seq_lengths"]]
     assert len(lengths) > 4  # several documents a row, else nothing is tested
@@ -122,7 +124,7 @@ def test_packed_tokens_have_the_loss_that_they_have_alone(trainer_of):
         ids = batch["input_ids"][0, start : start + length]
         packed = logits[start : start + length - 1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
         own = labels[start + 1 : start + length]
-        got = [(t, p) for t, p in zip(own.tolist(), packed.tolist()) if t != IGNORED]
+        got = [(t, p) for t, p in zip(own.tolist(), packed.tolist(), strict=True) if t != IGNORED]
         expected = alone[tuple(ids.tolist())]
         assert [t for t, _ in got] == [t for t, _ in expected]
         assert [p for _, p in got] == pytest.approx([p for _, p in expected], abs=1e-5)
@@ -140,7 +142,7 @@ def weights_after(trainer, steps):
 
 
 def test_the_update_does_not_depend_on_the_micro_batch(trainer_of):
-    options = dict(optimizer="adamw", lr=1e-3, bucket=1)
+    options = {"optimizer": "adamw", "lr": 1e-3, "bucket": 1}
     whole = weights_after(trainer_of(**options)[0], 3)
     split = weights_after(trainer_of(micro_batch_size=2, **options)[0], 3)
     for name in whole:

@@ -8,13 +8,13 @@ from posttrain.core.errors import RequestError
 from posttrain.trainers.held_out import split_held_out
 from posttrain.trainers.order import training_order
 
-SIZES = dict(
-    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=60),
-    batch_size=st.integers(1, 9),
-    epochs=st.integers(1, 3),
-    seed=st.integers(0, 5),
-    bucket=st.integers(1, 5),
-)
+SIZES = {
+    "lengths": st.lists(st.integers(1, 90), min_size=1, max_size=60),
+    "batch_size": st.integers(1, 9),
+    "epochs": st.integers(1, 3),
+    "seed": st.integers(0, 5),
+    "bucket": st.integers(1, 5),
+}
 
 
 @given(**SIZES)

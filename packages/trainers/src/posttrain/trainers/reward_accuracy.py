@@ -111,7 +111,7 @@ def reward_offset(
 
 
 def _accuracy(right: list[float], prompts: list[str]) -> Accuracy:
-    if len(set(prompts)) < 2:
-        return Accuracy(float(np.mean(right)), None, len(right))
-    estimate = paired_difference(right, np.zeros(len(right)), prompts)
-    return Accuracy(estimate.value, estimate.standard_error, estimate.n)
+    error = None
+    if len(set(prompts)) > 1:
+        error = paired_difference(right, np.zeros(len(right)), prompts).standard_error
+    return Accuracy(float(np.mean(right)), error, len(right))

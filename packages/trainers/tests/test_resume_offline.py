@@ -1,0 +1,154 @@
+"""A run that was killed and started again ends as one that was not: same weights, same metrics."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from transformers import TrainerCallback
+
+from posttrain.core.hashing import digest_checkpoint
+from posttrain.core.runs import RunDirectory, StageIdentity
+from posttrain.data.sources import Source
+from posttrain.trainers import reward_model, sft, trainer_bridge
+from posttrain.trainers.stage import StageInputs, run_stage
+from posttrain.trainers.trainer_bridge import COMPLETE, newest_checkpoint
+
+TIMES = ("seconds", "tokens_per_second")
+
+
+class Killed(Exception):
+    pass
+
+
+class DieAfter(TrainerCallback):
+    """Raises after a step, as a crash would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **more):
+        if state.global_step == self.step:
+            raise Killed
+
+
+@pytest.fixture(params=["sft", "sft packed", "rm"])
+def run_of(request, tmp_path, tiny_checkpoint, conversations, pairs, jsonl):
+    """(name, dies after) -> RunDirectory; seven steps or more, saved every third."""
+    method, _, packed = request.param.partition(" ")
+    module = {"sft": sft, "rm": reward_model}[method]
+    data = jsonl("rows.jsonl", conversations if method == "sft" else pairs)
+    settings = module.Settings(
+        max_length=96, batch_size=8, epochs=1, log_every=2, eval_every=4, save_every=3, optimizer="muon", muon_lr=0.01,
+        **({"packing": True} if packed else {}),
+    )  # fmt: skip
+    identity = StageIdentity(method, module.VERSION, {}, 0)
+
+    def run(name, dies_after=None):
+        inputs = StageInputs(RunDirectory(tmp_path / name), 0, tiny_checkpoint, source=Source(path=data), threads=1)
+        if dies_after is not None:
+            real = trainer_bridge.Report.callback
+            with pytest.MonkeyPatch.context() as patch:
+
+                def both(report):
+                    return _Both(real(report), DieAfter(dies_after))
+
+                patch.setattr(trainer_bridge.Report, "callback", both)
+                with pytest.raises(Killed):
+                    run_stage(method, settings, inputs, identity)
+        else:
+            run_stage(method, settings, inputs, identity)
+        return inputs.run
+
+    return run
+
+
+class _Both(TrainerCallback):
+    """Two callbacks as one."""
+
+    def __init__(self, *callbacks):
+        for name in ("on_train_begin", "on_step_begin", "on_step_end", "on_log"):
+
+            def call(args, state, control, _name=name, **more):
+                for callback in callbacks:
+                    getattr(callback, _name)(args, state, control, **more)
+
+            setattr(self, name, call)
+
+
+def metrics_of(run):
+    rows = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+@pytest.mark.parametrize("dies_after", [1, 3, 5])
+def test_a_crashed_run_resumes_to_the_same_bits(run_of, dies_after):
+    whole = run_of("whole")
+    broken = run_of("broken", dies_after=dies_after)
+    assert not broken.finished
+    assert not broken.checkpoint.exists()
+    resumed = run_of("broken")
+    assert digest_checkpoint(resumed.checkpoint) == digest_checkpoint(whole.checkpoint)
+    assert metrics_of(resumed) == metrics_of(whole)
+    assert resumed.provenance()["resumed"]
+
+
+def test_a_run_that_resumes_does_not_start_over(run_of):
+    broken = run_of("broken", dies_after=5)
+    assert newest_checkpoint(broken.state) == broken.state / "checkpoint-3"
+    first_rows = metrics_of(broken)[:2]
+    stamps = [json.loads(line)["seconds"] for line in broken.metrics_path.read_text().splitlines()][:2]
+    resumed = run_of("broken")
+    again = [json.loads(line)["seconds"] for line in resumed.metrics_path.read_text().splitlines()]
+    assert metrics_of(resumed)[:2] == first_rows
+    assert again[:2] == stamps
+    assert again == sorted(again)
+
+
+def test_a_half_written_checkpoint_is_not_taken(run_of):
+    whole = run_of("whole")
+    broken = run_of("broken", dies_after=6)
+    newest = broken.state / "checkpoint-6"
+    assert newest_checkpoint(broken.state) == newest
+    (newest / COMPLETE).unlink()
+    (newest / "optimizer.pt").write_bytes(b"half")
+    assert newest_checkpoint(broken.state) == broken.state / "checkpoint-3"
+    assert not newest.exists()
+    resumed = run_of("broken")
+    assert digest_checkpoint(resumed.checkpoint) == digest_checkpoint(whole.checkpoint)
+    assert metrics_of(resumed) == metrics_of(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sft", "rm"])
+def test_kill_9_of_the_command_resumes_to_the_same_bits(method, tmp_path, tiny_checkpoint, conversations, pairs, jsonl):
+    data = jsonl("rows.jsonl", conversations if method == "sft" else pairs)
+
+    def start(name):
+        arguments = [
+            "stage", method, "--from", str(tiny_checkpoint), "--out", str(tmp_path / name), "--data", data,
+            "--threads", "1", "--set", "epochs=20", "--set", "save_every=10", "--set", "max_length=96",
+            "--set", "batch_size=8",
+        ]  # fmt: skip
+        code = f"from posttrain.core.cli import main; main({arguments!r})"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE)
+
+    assert start("whole").wait(timeout=200) == 0
+    process = start("killed")
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 100
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
+        assert time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed = RunDirectory(tmp_path / "killed")
+    assert not killed.finished
+    assert start("killed").wait(timeout=200) == 0
+    whole = RunDirectory(tmp_path / "whole")
+    assert digest_checkpoint(killed.checkpoint) == digest_checkpoint(whole.checkpoint)
+    assert metrics_of(killed) == metrics_of(whole)

@@ -1,0 +1,141 @@
+"""What is done around every method: lock, resolved config, provenance last, and the command."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from posttrain.core.cli import run as command
+from posttrain.core.errors import RequestError, WorkError
+from posttrain.core.runs import RunDirectory, StageIdentity
+from posttrain.trainers import sft
+from posttrain.trainers.provenance import environment
+from posttrain.trainers.stage import METHODS, StageInputs, method_module, run_stage
+
+IDENTITY = StageIdentity("sft", 1, {"settings": {}}, seed=3, parents=(StageIdentity("base", 1, {}, 3),))
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    return StageInputs(RunDirectory(tmp_path / "run"), seed=3, start=tmp_path, threads=1)
+
+
+def test_every_method_has_settings_a_version_and_train():
+    for method in METHODS:
+        module = method_module(method)
+        assert module.Settings().model_dump()
+        assert isinstance(module.VERSION, int)
+        assert callable(module.train)
+
+
+def test_an_unknown_method_is_told_the_nearest():
+    with pytest.raises(RequestError, match=r"unknown method 'pppo' \(did you mean 'ppo'\?\)"):
+        method_module("pppo")
+
+
+def test_config_and_provenance_say_what_was_run(inputs, monkeypatch):
+    seen = {}
+
+    def train(settings, given):
+        seen["config"] = yaml.safe_load((given.run.path / "config.yaml").read_text())
+        seen["finished"] = given.run.finished
+        given.run.state.mkdir()
+        return {"loss": 0.5}
+
+    monkeypatch.setattr(sft, "train", train)
+    provenance = run_stage("sft", sft.Settings(epochs=7), inputs, IDENTITY)
+    assert not seen["finished"]
+    assert seen["config"]["settings"]["epochs"] == 7
+    assert seen["config"]["settings"]["lr"] == sft.Settings().lr
+    assert seen["config"]["fingerprint"] == IDENTITY.fingerprint == provenance["fingerprint"]
+    assert provenance == inputs.run.provenance()
+    assert provenance["summary"] == {"loss": 0.5}
+    assert provenance["parents"] == [IDENTITY.parents[0].fingerprint]
+    assert provenance["seed"] == 3
+    assert provenance["cost"]["wall_seconds"] > 0
+    assert provenance["cost"]["peak_memory_bytes"] > 0
+    assert not inputs.run.state.exists()
+
+
+def test_a_failure_leaves_it_unfinished_and_the_lock_free(inputs, monkeypatch):
+    def train(settings, given):
+        raise WorkError("no space left")
+
+    monkeypatch.setattr(sft, "train", train)
+    for _ in range(2):
+        with pytest.raises(WorkError, match="no space left"):
+            run_stage("sft", sft.Settings(), inputs, IDENTITY)
+    assert not inputs.run.finished
+
+
+def test_a_second_writer_is_refused(inputs, monkeypatch):
+    def train(settings, given):
+        return run_stage("sft", settings, given, IDENTITY)
+
+    monkeypatch.setattr(sft, "train", train)
+    with pytest.raises(WorkError, match="being written by another process"):
+        run_stage("sft", sft.Settings(), inputs, IDENTITY)
+
+
+def test_the_environment_has_versions_hardware_and_commit():
+    recorded = environment(threads=2)
+    assert {"torch", "transformers", "trl", "posttrain-trainers"} <= recorded["packages"].keys()
+    assert recorded["hardware"]["cores"] >= 1
+    assert recorded["threads"] == 2
+    assert json.loads(json.dumps(recorded)) == recorded
+
+
+def test_naming_methods_imports_nothing_heavy():
+    code = (
+        "import sys, posttrain.trainers.command, posttrain.trainers.stage;"
+        "print([m for m in ('torch', 'transformers', 'trl', 'datasets') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+@pytest.fixture
+def sft_command(tmp_path, tiny_checkpoint, conversations, jsonl):
+    data = jsonl("conversations.jsonl", conversations)
+    out = str(tmp_path / "out")
+
+    def call(*more, method="sft", start=tiny_checkpoint):
+        return command(["stage", method, "--from", str(start), "--out", out, "--data", data, "--threads", "1", *more])
+
+    return call
+
+
+def test_the_command_trains_and_ends_with_json(sft_command, tmp_path, capsys):
+    assert sft_command("--set", "epochs=1", "--set", "max_length=96", "--json") == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["run"] == str(tmp_path / "out")
+    assert last["summary"]["examples"] == 58
+    assert (tmp_path / "out" / "checkpoint" / "model.safetensors").exists()
+
+
+def test_settings_come_from_a_file_and_are_overridden(sft_command, tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("epochs: 1\nmax_length: 96\nbatch_size: 16\n")
+    assert sft_command("--settings", str(file), "--set", "batch_size=4") == 0
+    config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert (config["settings"]["epochs"], config["settings"]["batch_size"]) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("more", "options", "message"),
+    [
+        (["--set", "epoch=1"], {}, "unknown key 'epoch' (did you mean 'epochs'?)"),
+        (["--set", "epochs=0"], {}, "'epochs'"),
+        (["--set", "micro_batch_size=5"], {}, "must divide batch_size"),
+        ([], {"method": "stf"}, "unknown method 'stf' (did you mean 'sft'?)"),
+        ([], {"start": "nowhere"}, "checkpoint nowhere is not a folder"),
+        (["--data", "missing.jsonl"], {}, "missing.jsonl"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_status_2(sft_command, tmp_path, capsys, more, options, message):
+    assert sft_command(*more, **options) == 2
+    error = capsys.readouterr().err
+    assert message in " ".join(error.split())
+    assert "Traceback" not in error
+    assert not (tmp_path / "out" / "provenance.json").exists()
