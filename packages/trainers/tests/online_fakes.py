@@ -1,6 +1,6 @@
 """In-process stand-ins for both services, and a tiny run: what the tests of the online loop share.
 
-Run as a program it trains that run in the folder given (`python online_fakes.py FOLDER STEPS`), so that a test can kill it.
+Run as a program (`python online_fakes.py FOLDER NAME STEPS`) it trains that run, so that a test can kill it.
 """
 
 import sys

@@ -1,0 +1,338 @@
+"""The online loop with services in this process: versions, seeds, rewards, truncation, refusals, resume."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from online_fakes import FakePolicy, rows_without_times, tiny_inputs, tiny_model, tiny_settings
+
+from posttrain.core.errors import RequestError, WorkError
+from posttrain.trainers import ppo
+from posttrain.trainers.method import OnlineMethod
+from posttrain.trainers.models import save_checkpoint
+from posttrain.trainers.online import OnlineLoop, train_online
+from posttrain.trainers.phases import Phases
+from posttrain.trainers.rewards import terminal_rewards, weighted_sum
+from posttrain.trainers.rollouts import RenderedPrompt, held_version, take_prompts
+
+
+def weights(run):
+    return safetensors.torch.load_file(run.checkpoint / "model.safetensors")
+
+
+def same_bits(one, other):
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path):
+    runs = {}
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        inputs = tiny_inputs(tmp_path, name, seed=seed)
+        ppo.train(tiny_settings(), inputs)
+        runs[name] = inputs.run
+    assert same_bits(runs["a"], runs["b"])
+    assert rows_without_times(runs["a"]) == rows_without_times(runs["b"])
+    assert not same_bits(runs["a"], runs["c"])
+
+
+def test_each_step_asks_for_its_own_version_and_pushes_the_next(tmp_path):
+    inputs = tiny_inputs(tmp_path)
+    ppo.train(tiny_settings(steps=3), inputs)
+    assert inputs.policy.asked == [0, 1, 2]
+    assert inputs.policy.pushed == [1, 2, 3]
+
+
+def test_the_service_ends_with_the_weights_of_the_checkpoint(tmp_path):
+    inputs = tiny_inputs(tmp_path)
+    ppo.train(tiny_settings(steps=2), inputs)
+    served = inputs.policy.model.state_dict()
+    assert all(torch.equal(served[name], tensor) for name, tensor in weights(inputs.run).items())
+
+
+class ForgetfulPolicy(FakePolicy):
+    """Dies once, on its third request, and comes back with its first weights."""
+
+    def complete(self, prompts, **arguments):
+        if len(self.asked) == 2:
+            self.__init__(self.checkpoint)
+            self.asked = [None, None, None]
+        return super().complete(prompts, **arguments)
+
+    def __init__(self, checkpoint):
+        self.checkpoint = checkpoint
+        super().__init__(checkpoint)
+
+
+def test_a_service_that_lost_its_weights_gets_them_again_and_nothing_changes(tmp_path):
+    calm = tiny_inputs(tmp_path, "calm")
+    ppo.train(tiny_settings(), calm)
+    shaken = tiny_inputs(tmp_path, "shaken", policy=ForgetfulPolicy(calm.start))
+    summary = ppo.train(tiny_settings(), shaken)
+    assert summary["repeated_pushes"] == 1
+    assert same_bits(calm.run, shaken.run)
+
+
+def test_a_service_that_holds_later_versions_is_pushed_beyond_them(tmp_path):
+    fresh = tiny_inputs(tmp_path, "fresh")
+    ppo.train(tiny_settings(), fresh)
+    used = tiny_inputs(tmp_path, "used", policy=fresh.policy)
+    ppo.train(tiny_settings(), used)
+    assert min(used.policy.pushed[4:]) == 5
+    assert same_bits(fresh.run, used.run)
+
+
+def test_a_service_with_other_weights_stops_the_run(tmp_path):
+    inputs = tiny_inputs(tmp_path)
+    save_checkpoint(*tiny_model(seed=1), tmp_path / "other")
+    inputs = dataclasses.replace(inputs, policy=FakePolicy(tmp_path / "other"))
+    with pytest.raises(WorkError, match="serves other weights"):
+        ppo.train(tiny_settings(), inputs)
+
+
+def test_a_service_that_always_forgets_is_an_error(tmp_path):
+    inputs = tiny_inputs(tmp_path)
+    inputs.policy.push = lambda version, weights: {}
+    with pytest.raises(WorkError, match="lost the weights of step 1"):
+        ppo.train(tiny_settings(), inputs)
+
+
+def test_gold_is_asked_and_logged_though_nothing_learns_from_it(tmp_path):
+    inputs = tiny_inputs(tmp_path)
+    ppo.train(tiny_settings(steps=1, truncation="penalty"), inputs)
+    (asked, items), *_ = inputs.reward.asked
+    assert asked == ["rm", "verifier"]
+    assert set(items[0]) == {"prompt", "completion", "finish_reason", "reference"}
+    (row,) = rows_without_times(inputs.run)
+    assert row["gold/mean"] == row["score/verifier/mean"]
+
+
+def test_a_source_that_is_both_reward_and_gold_is_asked_once(tmp_path):
+    inputs = tiny_inputs(tmp_path)
+    ppo.train(tiny_settings(steps=1, rewards={"verifier": 1.0}), inputs)
+    assert inputs.reward.asked[0][0] == ["verifier"]
+
+
+def test_every_number_that_a_reader_needs_is_in_every_row(tmp_path):
+    inputs = tiny_inputs(tmp_path)
+    ppo.train(tiny_settings(validate_every=2, validation_prompts=3), inputs)
+    from posttrain.core.metrics import MetricsLog
+
+    rows = MetricsLog(inputs.run.metrics_path).rows()
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    names = {
+        *("loss/policy", "loss/value", "reward/mean", "reward/std", "score/rm/mean", "score/rm/std", "gold/mean"),
+        *("gold/std", "kl", "kl/k3", "kl_coef", "clip_fraction", "entropy", "explained_variance", "lr"),
+        *("completion/length", "completion/truncated", "engine/mismatch_mean", "engine/mismatch_max"),
+        *("tokens_per_second/generation", "tokens_per_second/update", "grad_norm/policy", "grad_norm/values"),
+        *("seconds/generation", "seconds/reward", "seconds/forward", "seconds/update", "seconds/push", "seconds"),
+    }
+    for row in rows[:4]:
+        assert names <= row.keys(), names - row.keys()
+    assert [("validation/gold" in row, "validation/rm" in row) for row in rows] == [
+        (True, True),
+        (False, False),
+        (True, True),
+        (False, False),
+        (True, True),
+    ]
+
+
+def test_validation_changes_nothing_of_the_run(tmp_path):
+    plain, watched = tiny_inputs(tmp_path, "plain"), tiny_inputs(tmp_path, "watched")
+    ppo.train(tiny_settings(), plain)
+    ppo.train(tiny_settings(validate_every=1, validation_prompts=3), watched)
+    assert same_bits(plain.run, watched.run)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"), [("lowest", [0.5, -1.0, -1.0]), ("penalty", [0.5, -3.0, -1.0]), ("mask", [0.5, 0.0, -1.0])]
+)
+def test_a_truncated_completion_gets_what_the_rule_says_instead_of_its_score(rule, expected):
+    rewards, finished = torch.tensor([0.5, 9.0, -1.0]), torch.tensor([True, False, True])
+    assert terminal_rewards(rewards, finished, rule, -3.0).tolist() == expected
+
+
+def test_when_nothing_finished_the_lowest_reward_is_the_penalty():
+    assert terminal_rewards(torch.ones(2), torch.zeros(2, dtype=torch.bool), "lowest", -3.0).tolist() == [-3.0, -3.0]
+
+
+def test_under_the_rule_mask_truncated_completions_have_no_gradient(tmp_path):
+    settings = tiny_settings(truncation="mask", prompts_per_step=8)
+    loop = OnlineLoop(ppo.PPO(settings), settings, tiny_inputs(tmp_path))
+    groups, _ = loop.sample(Phases())
+    batch = loop.look_back(groups)
+    loop.credit(batch)
+    assert batch.finished.any()
+    assert not batch.finished.all()
+    minibatch = loop.look_now(batch, int(batch.mask.sum()), len(batch))
+    minibatch.logprobs.retain_grad()
+    loop.method.loss(minibatch)[0].backward()
+    assert (minibatch.logprobs.grad[~batch.finished] == 0).all()
+
+
+def test_rewards_are_the_weighted_sum_of_their_sources():
+    scores = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([10.0, 20.0]), "gold": torch.tensor([5.0, 5.0])}
+    assert weighted_sum(scores, {"a": 2.0, "b": 0.1}).tolist() == pytest.approx([3.0, 6.0])
+
+
+def test_every_prompt_comes_once_a_pass_and_each_pass_has_its_own_order():
+    prompts = [RenderedPrompt({"id": str(i), "prompt": [], "reference": None, "kind": ""}, [i]) for i in range(7)]
+    taken = [prompt.ids[0] for prompt in take_prompts(prompts, 0, 21, seed=1)]
+    passes = [taken[:7], taken[7:14], taken[14:]]
+    assert all(sorted(one) == list(range(7)) for one in passes)
+    assert len({tuple(one) for one in passes}) == 3
+    assert [p.ids[0] for p in take_prompts(prompts, 5, 6, seed=1)] == taken[5:11]
+
+
+@pytest.mark.parametrize(
+    ("ids", "version"), [(["policy@17"], 17), (["policy@3", "adapter"], 3), (["Qwen/Qwen2.5-0.5B"], 0)]
+)
+def test_the_version_that_a_service_holds_is_in_its_list_of_models(ids, version):
+    assert held_version({"data": [{"id": name} for name in ids]}) == version
+
+
+def test_a_prompt_longer_than_the_context_is_refused_and_can_be_left_out(tmp_path):
+    with pytest.raises(RequestError, match=r"exceeds the context of 128; set max_prompt_tokens = 28"):
+        ppo.train(tiny_settings(max_new_tokens=100), tiny_inputs(tmp_path))
+    loop_settings = tiny_settings(max_new_tokens=100, max_prompt_tokens=28)
+    loop = OnlineLoop(ppo.PPO(loop_settings), loop_settings, tiny_inputs(tmp_path))
+    assert 0 < len(loop.prompts) < 10
+    with pytest.raises(RequestError, match="none of 10 prompts"):
+        ppo.train(tiny_settings(max_prompt_tokens=2), tiny_inputs(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [("policy", "no policy service"), ("reward", "no reward"), ("source", "prompts"), ("reference", "reference")],
+)
+def test_what_is_missing_is_named(tmp_path, missing, message):
+    with pytest.raises(RequestError, match=message):
+        ppo.train(tiny_settings(), dataclasses.replace(tiny_inputs(tmp_path), **{missing: None}))
+
+
+class Centred(OnlineMethod):
+    """A method of twenty lines from outside the package: REINFORCE with the group's mean as baseline."""
+
+    def accept(self, group):
+        return float(group.rewards.std(correction=0)) > 0
+
+    def credit(self, batch):
+        means = torch.stack([batch.rewards[batch.groups == g].mean() for g in batch.groups])
+        return {"advantages": (batch.rewards - means)[:, None] * batch.mask}, {"groups": float(batch.groups.max()) + 1}
+
+    def loss(self, minibatch):
+        loss = -(minibatch.logprobs * minibatch.rows.credit["advantages"]).sum() / minibatch.tokens
+        return loss, {"loss/policy": loss}
+
+
+def test_a_method_from_outside_runs_on_the_loop_with_groups_and_without_a_reference(tmp_path):
+    inputs = dataclasses.replace(tiny_inputs(tmp_path), reference=None)
+    settings = tiny_settings(samples_per_prompt=3, truncation="penalty")
+    train_online(Centred(), settings, inputs)
+    rows = rows_without_times(inputs.run)
+    assert all("kl" not in row and "grad_norm/values" not in row for row in rows)
+    assert any(row["grad_norm/policy"] > 0 for row in rows)
+
+
+def test_refused_groups_are_replaced_by_further_prompts(tmp_path):
+    class Picky(Centred):
+        def accept(self, group):
+            return int(group.prompt.prompt["reference"]["answer"]) % 4 == 0
+
+    counts = {}
+    for rounds in (0, 6):
+        settings = tiny_settings(samples_per_prompt=2, resample_rounds=rounds)
+        loop = OnlineLoop(Picky(), settings, tiny_inputs(tmp_path, f"rounds{rounds}"))
+        groups, metrics = loop.sample(Phases())
+        counts[rounds] = len(groups)
+        assert loop.position.cursor == len(groups) + metrics["groups_refused"]
+    assert counts[0] < 4
+    assert counts[6] == 4
+
+
+def test_a_step_whose_groups_are_all_refused_goes_on_without_an_update(tmp_path):
+    class Never(Centred):
+        def accept(self, group):
+            return False
+
+    inputs = tiny_inputs(tmp_path)
+    train_online(Never(), tiny_settings(steps=2), inputs)
+    assert [row["groups_refused"] for row in rows_without_times(inputs.run)] == [4, 4]
+    start = safetensors.torch.load_file(inputs.start / "model.safetensors")
+    assert all(torch.equal(start[name], tensor) for name, tensor in weights(inputs.run).items())
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stop_at(policy, version):
+    """Makes the service raise when it is asked for this version."""
+    complete = policy.complete
+
+    def until(prompts, **arguments):
+        if arguments["version"] == version:
+            raise Interrupted
+        return complete(prompts, **arguments)
+
+    policy.complete = until
+
+
+@pytest.mark.parametrize("controller", ["fixed", "adaptive"])
+def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path, controller):
+    """Policy, critic, both optimiser states, KL coefficient, prompts and metrics."""
+    settings = tiny_settings(steps=6, save_every=2, kl_controller=controller, kl_target=0.5)
+    whole, broken = tiny_inputs(tmp_path, "whole"), tiny_inputs(tmp_path, "broken")
+    ppo.train(settings, whole)
+    stop_at(broken.policy, 5)
+    with pytest.raises(Interrupted):
+        ppo.train(settings, broken)
+    assert len(rows_without_times(broken.run)) == 5  # one step beyond the newest save
+    again = tiny_inputs(tmp_path, "broken")
+    ppo.train(settings, again)
+    assert again.policy.asked[:2] == [4, 4]  # a new service: asked, pushed, asked again
+    assert same_bits(whole.run, again.run)
+    assert rows_without_times(whole.run) == rows_without_times(again.run)
+
+
+def test_only_the_newest_state_is_kept(tmp_path):
+    inputs = tiny_inputs(tmp_path)
+    ppo.train(tiny_settings(steps=4, save_every=1), inputs)
+    assert [folder.name for folder in inputs.run.state.iterdir()] == ["step-000003"]
+
+
+def test_a_run_killed_with_sigkill_resumes_to_the_same_bits(tmp_path):
+    whole = tiny_inputs(tmp_path, "whole")
+    torch.set_num_threads(1)
+    ppo.train(tiny_settings(steps=14, save_every=1), whole)
+    command = [sys.executable, str(Path(__file__).parent / "online_fakes.py"), str(tmp_path), "killed", "14"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    state = tmp_path / "killed" / "state"
+    deadline = time.monotonic() + 60
+    while not (state.is_dir() and list(state.glob("step-*"))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    killed = tiny_inputs(tmp_path, "killed")
+    assert not killed.run.checkpoint.exists()
+    ppo.train(tiny_settings(steps=14, save_every=1), killed)
+    assert same_bits(whole.run, killed.run)
+    assert rows_without_times(whole.run) == rows_without_times(killed.run)
+
+
+def test_old_logprobs_are_of_the_weights_that_sampled(tmp_path):
+    """Stale weights would show here: engine and trainer agree at every step."""
+    inputs = tiny_inputs(tmp_path)
+    ppo.train(tiny_settings(), inputs)
+    assert max(row["engine/mismatch_max"] for row in rows_without_times(inputs.run)) < 1e-4
