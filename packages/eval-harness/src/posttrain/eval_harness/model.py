@@ -1,15 +1,15 @@
 """A checkpoint as lm-eval's language model: stock HFLM with our tokenizer, true greedy decoding and honest ends.
 
-Same numbers as HFLM, with four things settled. The tokenizer and chat template are those of training. Generation ends
-at the tokenizer's end token, whatever the checkpoint's generation settings say, and these settings (temperature,
-repetition penalty) do not enter. Stop strings are looked for every few tokens instead of decoding every row at every
-one, and a row that has ended is done; the text is cut at the first of them as before. Each answer's finish reason is
-kept. Prompts that do not fit the context are cut on the left as HFLM does, and counted.
+Same numbers as HFLM, with some things settled. The tokenizer and chat template are those of training. Each task is
+batched by itself. Generation ends at the tokenizer's end token, whatever the checkpoint's generation settings say, and
+these settings (temperature, repetition penalty) do not enter. Stop strings are looked for every few tokens instead of
+decoding every row at every one, and a row that has ended is done; the text is cut at the first of them as before. Each
+answer's finish reason is kept. Prompts that do not fit the context are cut on the left as HFLM does, and counted.
 """
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +46,13 @@ class CheckpointLM(HFLM):
         self.prompts_cut: dict[str, int] = defaultdict(int)
         """How many requests of a task were cut on the left to fit the context."""
         self._progress = _LateProgress()
+        self._task = ""
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """The answer's text of each request, cut at the first stop string or end token."""
         answers = [""] * len(requests)
-        groups: dict[str, list[int]] = defaultdict(list)
-        for index, request in enumerate(requests):
-            groups[repr(request.args[1])].append(index)
         with self._progress.over(len(requests), "generating"):
-            for members in groups.values():
+            for members in _places(requests, lambda request: (request.task_name, repr(request.args[1]))):
                 lengths = {index: len(self.tok_encode(requests[index].args[0])) for index in members}
                 members.sort(key=lambda index: (-lengths[index], requests[index].args[0]))
                 for start in range(0, len(members), self.batch_size):
@@ -113,22 +111,41 @@ class CheckpointLM(HFLM):
         self.finish_reasons[request.task_name, request.doc_id] = "stop" if stopped else "length"
         return answer
 
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-likelihood of each continuation after its context, and whether greedy decoding would give it."""
+        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        with self._progress.over(len(requests), "scoring"):
+            for members in _places(requests, lambda request: request.task_name):
+                self._task = requests[members[0]].task_name
+                scored = super().loglikelihood([requests[index] for index in members], disable_tqdm=True)
+                for index, answer in zip(members, scored, strict=True):
+                    answers[index] = answer
+        return answers
+
     def _loglikelihood_tokens(self, requests: list[Any], disable_tqdm: bool = False, **options: Any) -> list[Any]:
         for (_, continuation), _, tokens in requests:
             if len(tokens) > self.max_length:
                 raise RequestError(
-                    f"the answer '{continuation[:60]}…' has {len(tokens)} tokens and the model's context is "
-                    f"{self.max_length}; take a model with a longer one"
+                    f"task {self._task}: the answer '{continuation[:60]}…' has {len(tokens)} tokens and the model's "
+                    f"context is {self.max_length}; take a model with a longer one"
                 )
         too_long = sum(len(prompt) + len(tokens) > self.max_length + 1 for _, prompt, tokens in requests)
-        self.prompts_cut["the scored tasks"] += too_long
-        with self._progress.over(len(requests), "scoring"):
-            return super()._loglikelihood_tokens(requests, disable_tqdm=True, **options)
+        self.prompts_cut[self._task] += too_long
+        return super()._loglikelihood_tokens(requests, disable_tqdm=True, **options)
 
     def _model_call(self, inps: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         logits = super()._model_call(inps, *arguments, **options)
         self._progress.advance(len(inps))
         return logits
+
+
+def _places(requests: Sequence[Any], kind: Callable[[Any], Hashable]) -> list[list[int]]:
+    """The places of the requests of each kind. One task at a time, because a row's numbers differ in the last digits
+    with the batch around it: what a task gives must not depend on which others were asked for."""
+    places: dict[Hashable, list[int]] = defaultdict(list)
+    for index, request in enumerate(requests):
+        places[kind(request)].append(index)
+    return list(places.values())
 
 
 class _StopStrings(StoppingCriteria):

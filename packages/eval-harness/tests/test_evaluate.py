@@ -1,0 +1,178 @@
+"""Claims about evaluate() and `posttrain eval` on a real (random) checkpoint: files, store, reuse of keys, silence."""
+
+import json
+import math
+
+import pytest
+
+from posttrain.core.cli import run
+from posttrain.core.errors import RequestError
+from posttrain.core.files import read_jsonl
+from posttrain.core.results import append_result, read_results
+from posttrain.eval_harness.catalog import NANO_TASKS
+from posttrain.eval_harness.command import checkpoint_identity
+from posttrain.eval_harness.evaluation import backend_label, evaluate
+from posttrain.eval_harness.result import Metric, TaskResult
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_checkpoint, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    result = evaluate(
+        tiny_checkpoint,
+        NANO_TASKS,
+        limit=12,
+        max_gen_toks=16,
+        out_dir=out / "eval",
+        results_path=out / "metrics.jsonl",
+        identity={"fingerprint": "abc", "method": "base"},
+    )
+    return result, out
+
+
+def test_every_task_has_value_error_n_few_shot_limit_and_version(evaluated):
+    result, _ = evaluated
+    assert result.requested == NANO_TASKS
+    for name in NANO_TASKS:
+        task = result[name]
+        assert (task.n, task.few_shot, task.limit, task.version) == (12, 0, 12, 1.0)
+        for metric in task.metrics.values():
+            assert 0 <= metric.value <= 1
+            assert metric.standard_error is not None
+
+
+def test_item_files_hold_one_object_an_item_whose_scores_average_to_the_value(evaluated):
+    result, out = evaluated
+    for name in NANO_TASKS:
+        rows = read_jsonl(out / "eval" / f"{name}.jsonl")
+        assert rows == result[name].items
+        assert len({row["id"] for row in rows}) == 12
+        for metric, estimate in result[name].metrics.items():
+            scores = [row["scores"][metric] for row in rows]
+            flat = [s for score in scores for s in (score if isinstance(score, list) else [score])]
+            assert sum(flat) / len(flat) == pytest.approx(estimate.value)
+
+
+def test_generated_answers_have_text_and_finish_reason_and_choices_have_not(evaluated):
+    result, _ = evaluated
+    for name in ("nano_problems", "nano_instructions"):
+        assert {item["finish_reason"] for item in result[name].items} <= {"stop", "length"}
+        assert all(isinstance(item["text"], str) for item in result[name].items)
+    for name in ("nano_choice", "nano_mc2"):
+        assert not any("text" in item or "finish_reason" in item for item in result[name].items)
+
+
+def test_store_has_one_row_a_task_and_a_second_run_replaces_it(evaluated, tiny_checkpoint):
+    result, out = evaluated
+    store = out / "metrics.jsonl"
+    rows = read_results(store)
+    assert [row["task"] for row in rows] == list(NANO_TASKS)
+    assert rows[0]["method"] == "base"
+    assert rows[0]["metrics"]["acc"]["value"] == result["nano_choice"].value
+    again = evaluate(
+        tiny_checkpoint, ["nano_choice"], limit=12, max_gen_toks=16, results_path=store, identity={"fingerprint": "abc"}
+    )
+    assert len(read_results(store)) == len(NANO_TASKS)
+    assert again["nano_choice"].items == result["nano_choice"].items
+
+
+def test_a_task_repeats_to_the_bit_whatever_other_tasks_run_with_it(evaluated, tiny_checkpoint):
+    result, _ = evaluated
+    again = evaluate(tiny_checkpoint, ["nano_mc2", "nano_instructions"], limit=12, max_gen_toks=16)
+    for name in again.requested:
+        assert again[name].items == result[name].items
+
+
+def test_departures_from_the_standard_evaluation_are_in_the_key():
+    labels = {backend_label("hf"), backend_label("hf", False), backend_label("hf", True, 16)}
+    assert len(labels) == 3
+    assert backend_label("hf") == "hf"
+
+
+def test_undefined_value_becomes_null_in_the_store(tmp_path):
+    metrics = {"acc": Metric(math.nan, math.nan)}
+    row = TaskResult("t", 1, 0, None, 2, "hf", "acc", metrics, []).row({"fingerprint": "f"})
+    append_result(tmp_path / "metrics.jsonl", row)
+    assert read_results(tmp_path / "metrics.jsonl")[0]["metrics"]["acc"] == {"value": None, "standard_error": None}
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"limit": 0}, "--limit 0 leaves no items"),
+        ({"few_shot": -1}, "--few-shot -1"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"max_gen_toks": 0}, "--max-gen-toks 0"),
+        ({"backend": "vlm"}, "unknown backend 'vlm'"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_loads(options, complaint):
+    with pytest.raises(RequestError, match=complaint):
+        evaluate("nowhere", ["nano_choice"], **options)
+
+
+def test_command_prints_json_last_and_the_table_to_standard_error(tiny_checkpoint, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(["eval", tiny_checkpoint, "--tasks", "nano_choice", "--limit", "3", "--json"]) == 0
+    out, err = capfd.readouterr()
+    told = json.loads(out)
+    assert told["results"][0]["n"] == 3
+    assert (tmp_path / told["out"] / "nano_choice.jsonl").exists()
+    assert [row["fingerprint"] for row in read_results(tmp_path / "runs/metrics.jsonl")] == [told["fingerprint"]]
+    assert "nano_choice" in err
+    assert "lm_eval" not in err
+    assert "it/s" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["{}", "--tasks", "nano_problem"], "did you mean 'nano_problems'"),
+        (["{}", "--limit", "0"], "--limit 0"),
+        (["{}", "--limit", "many"], "--limit"),
+        (["/no/such/folder"], "does not exist"),
+        (["../here"], "does not exist"),
+        (["{}/config.json"], "is a file"),
+        (["{}", "--include-path", "nowhere"], "is not a folder"),
+    ],
+)
+def test_wrong_request_is_one_line_and_status_2(tiny_checkpoint, capfd, arguments, complaint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(["eval", *(argument.format(tiny_checkpoint) for argument in arguments)]) == 2
+    out, err = capfd.readouterr()
+    assert complaint in err
+    assert len(err.strip().splitlines()) == 1
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_without_config_or_tokenizer_is_refused(tiny_checkpoint, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert run(["eval", "empty"]) == 2
+    assert "no config.json" in capfd.readouterr().err
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare/config.json").write_text("{}")
+    assert run(["eval", "bare", "--tasks", "nano_choice"]) == 2
+    assert "has no tokenizer" in capfd.readouterr().err
+
+
+def test_checkpoint_of_a_run_has_the_runs_fingerprint(tiny_checkpoint, tmp_path):
+    folder = tmp_path / "run" / "checkpoint"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (tmp_path / "run" / "provenance.json").write_text('{"fingerprint": "f00"}')
+    assert checkpoint_identity(str(folder), None)["fingerprint"] == "f00"
+    of_weights = checkpoint_identity(tiny_checkpoint, None)["fingerprint"]
+    assert len(of_weights) == 64
+    assert checkpoint_identity("org/name", "a")["fingerprint"] != checkpoint_identity("org/name", "b")["fingerprint"]
+
+
+def test_nano_base_computes_but_does_not_know_the_form():
+    from posttrain.data.nano import BASE
+
+    if not (BASE / "model.safetensors").exists():
+        pytest.skip("the nano base checkpoint is not built")
+    result = evaluate(BASE, ["nano_problems_validation"], limit=60)["nano_problems_validation"]
+    assert result.metrics["exact_match,strict-match"].value < 0.1
+    assert result.metrics["exact_match,flexible-extract"].value > result.metrics["exact_match,strict-match"].value

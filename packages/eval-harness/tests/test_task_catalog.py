@@ -1,0 +1,187 @@
+"""Claims about finding tasks: by name, by include path, from a local mirror, and what a wrong name is told."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from posttrain.core.errors import RequestError
+from posttrain.eval_harness.catalog import NANO_TASKS, check_punkt, load_tasks, stock_names, task_version
+from posttrain.eval_harness.evaluation import evaluate
+
+HERE = Path(__file__).resolve()
+DATA = Path(os.environ.get("POSTTRAIN_DATA") or HERE.parents[4] / "shared" / "data")
+needs_data = pytest.mark.skipif(not (DATA / "openai/gsm8k").is_dir(), reason="POSTTRAIN_DATA holds no openai/gsm8k")
+
+CAPITALS = """
+task: capitals
+custom_dataset: !function rows.rows
+output_type: generate_until
+test_split: test
+doc_to_text: question
+doc_to_target: answer
+generation_kwargs: {until: ["."], do_sample: false, max_gen_toks: 8}
+metric_list:
+  - {metric: exact_match, aggregation: mean, higher_is_better: true}
+metadata: {version: 3}
+"""
+ROWS = """
+import datasets
+
+def rows(**_):
+    items = [{"question": "Capital of France?", "answer": "Paris"}, {"question": "Of Italy?", "answer": "Rome"}]
+    return {"test": datasets.Dataset.from_list(items)}
+"""
+
+
+@pytest.fixture
+def user_folder(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "capitals.yaml").write_text(CAPITALS)
+    (folder / "rows.py").write_text(ROWS)
+    return folder
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    """A mirror in the Hub's layout with rows of our own in GSM8K's and MMLU's columns."""
+
+    def write(place, rows):
+        path = tmp_path / "mirror" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    problems = [{"question": f"What is {n} + 1?", "answer": f"<<{n}+1={n + 1}>>\n#### {n + 1}"} for n in range(8)]
+    write("openai/gsm8k/main/test.jsonl", problems[:3])
+    write("openai/gsm8k/main/train.jsonl", problems[3:])
+    facts = [
+        {"question": f"{subject} {n}?", "subject": subject, "choices": list("abcd"), "answer": n % 4}
+        for n in range(6)
+        for subject in ("anatomy", "virology")
+    ]
+    write("cais/mmlu/all/test.jsonl", facts)
+    write("cais/mmlu/all/dev.jsonl", facts[:6])
+    monkeypatch.setenv("POSTTRAIN_DATA", str(tmp_path / "mirror"))
+
+
+def test_users_own_task_runs_by_include_path(scripted, user_folder):
+    scripted(say=lambda doc: "Paris")
+    result = evaluate("unused", ["capitals"], include_path=user_folder)["capitals"]
+    assert result.value == 0.5
+    assert result.version == 3
+    assert [item["id"] for item in result.items] == ["0", "1"]
+
+
+def test_unknown_task_is_told_the_nearest():
+    with pytest.raises(RequestError, match="unknown task 'nano_problem'.*did you mean 'nano_problems'"):
+        load_tasks(["nano_problem"])
+
+
+def test_stock_names_know_tasks_groups_and_tags_without_an_index():
+    names = stock_names()
+    assert names["gsm8k"].name == "gsm8k.yaml"
+    assert names["hellaswag"].name == "hellaswag.yaml"
+    assert names["mmlu_anatomy"].name == "mmlu_anatomy.yaml"
+    assert names["mmlu"] is None
+    assert names["math_word_problems"] is None
+
+
+def test_no_task_and_bad_folders_are_refused(tmp_path, user_folder):
+    with pytest.raises(RequestError, match="no task named"):
+        load_tasks([])
+    with pytest.raises(RequestError, match="is not a folder"):
+        load_tasks(["nano_choice"], tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RequestError, match="holds no task file"):
+        load_tasks(["nano_choice"], tmp_path / "empty")
+    (user_folder / "broken.yaml").write_text("task: [")
+    with pytest.raises(RequestError, match=r"broken\.yaml cannot be read"):
+        load_tasks(["capitals"], user_folder)
+
+
+def test_task_file_with_a_missing_function_is_refused(user_folder):
+    (user_folder / "rows.py").write_text("")
+    with pytest.raises(RequestError, match="no function 'rows'"):
+        load_tasks(["capitals"], user_folder)
+
+
+@pytest.mark.parametrize("name", [*NANO_TASKS, "nano_problems_validation"])
+def test_version_read_from_the_file_is_that_of_the_loaded_task(name):
+    assert task_version(name) == load_tasks([name])["tasks"][name].VERSION
+
+
+def test_versions_of_stock_and_user_tasks(user_folder):
+    assert task_version("gsm8k") == 3.0
+    assert task_version("ifeval") == 4.0
+    assert task_version("mmlu") == 2
+    assert task_version("capitals", user_folder) == 3
+    assert task_version("no_such_task") is None
+
+
+def test_tag_stands_for_its_tasks(scripted):
+    scripted(say=lambda doc: "", prefer=lambda doc, choice: 0.0)
+    result = evaluate("unused", ["nano"], limit=2)
+    assert set(result.requested) == set(NANO_TASKS)
+
+
+def test_gsm8k_reads_the_mirror_and_keeps_the_stock_prompt_filters_and_examples(mirror, scripted):
+    model = scripted(say=lambda doc: doc["answer"] if "0" in doc["question"] else "2")
+    result = evaluate("unused", ["gsm8k"], apply_chat_template=False)["gsm8k"]
+    assert (result.n, result.few_shot, result.version) == (3, 5, 3.0)
+    assert model.prompts[0].endswith("Question: What is 0 + 1?\nAnswer:")
+    assert model.prompts[0].count("Question:") == 6
+    assert [item["scores"]["exact_match,flexible-extract"] for item in result.items] == [1, 1, 0]
+    assert [item["score"] for item in result.items] == [1, 0, 0]
+
+
+def test_mmlu_subject_is_taken_out_of_the_config_all(mirror):
+    from posttrain.eval_harness.mirror import mirror_folder, read_mirror
+
+    splits = read_mirror(mirror_folder("cais/mmlu"), "virology")
+    assert {name: len(rows) for name, rows in splits.items()} == {"dev": 3, "test": 6}
+    assert set(splits["test"]["subject"]) == {"virology"}
+    assert read_mirror(mirror_folder("cais/mmlu"), "astrology") is None
+
+
+def test_missing_dataset_is_one_line_with_the_place_to_put_it(monkeypatch):
+    monkeypatch.delenv("POSTTRAIN_DATA", raising=False)
+    with pytest.raises(RequestError, match=r"dataset openai/gsm8k \(main\) cannot be loaded.*POSTTRAIN_DATA"):
+        load_tasks(["gsm8k"])
+
+
+def test_ifeval_without_punkt_is_refused_before_the_run(monkeypatch):
+    import nltk
+
+    def absent(name):
+        raise LookupError(name)
+
+    monkeypatch.setattr(nltk.data, "find", absent)
+    with pytest.raises(RequestError, match=r"ifeval needs NLTK's punkt_tab.*nltk\.downloader punkt_tab"):
+        load_tasks(["ifeval"])
+    with pytest.raises(RequestError):
+        check_punkt("ifeval")
+
+
+@needs_data
+def test_real_gsm8k_items_through_the_mirror(scripted, monkeypatch):
+    monkeypatch.setenv("POSTTRAIN_DATA", str(DATA))
+    scripted(say=lambda doc: doc["answer"])
+    result = evaluate("unused", ["gsm8k"], few_shot=0)["gsm8k"]
+    assert result.n == 1319
+    assert result.metrics["exact_match,strict-match"].value == 1.0
+    assert result.metrics["exact_match,flexible-extract"].value == 1.0
+
+
+@needs_data
+def test_real_truthfulqa_and_mmlu_through_the_mirror(scripted, monkeypatch):
+    monkeypatch.setenv("POSTTRAIN_DATA", str(DATA))
+    scripted(prefer=lambda doc, choice: -float(len(choice)))
+    result = evaluate("unused", ["truthfulqa_mc2", "mmlu"], limit=2)
+    assert result["truthfulqa_mc2"].n == 2
+    assert result["mmlu"].n == 57 * 2
+    assert result.requested == ("truthfulqa_mc2", "mmlu")
+    scores = [item["score"] for item in result["mmlu"].items]
+    assert result["mmlu"].value == pytest.approx(sum(scores) / len(scores))
+    assert len({item["id"] for item in result["mmlu"].items}) == 57 * 2
