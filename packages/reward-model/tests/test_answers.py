@@ -126,23 +126,20 @@ HOSTILE = [
 
 
 def _seconds(text: str) -> float:
-    """The least of three measurements: whatever else the machine does can only add to one."""
-    measured = []
-    for _ in range(3):
-        start = time.thread_time()
-        extract_answer(text)
-        is_well_formed(text)
-        measured.append(time.thread_time() - start)
-    return min(measured)
+    """Processor seconds of this thread to read `text`."""
+    start = time.thread_time()
+    extract_answer(text)
+    is_well_formed(text)
+    return time.thread_time() - start
 
 
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_doubling_a_hostile_text_at_most_doubles_the_work(piece: str):
     longest = piece * (1_000_000 // len(piece))
-    short, long = _seconds(longest[:125_000]), _seconds(longest)
-    # Eight times the text: linear is 8, quadratic 64. Below a millisecond a ratio measures nothing.
-    assert long < max(24 * short, 0.02)
-    assert long < 5
+    short = min(_seconds(longest[:125_000]) for _ in range(3))
+    # Eight times the text: linear is 8, quadratic 64. Below 20 ms a ratio measures nothing, and what else the machine does
+    # can only add to a measurement: one of three within the bound is enough.
+    assert any(_seconds(longest) < max(24 * short, 0.02) for _ in range(3))
 
 
 def test_only_the_end_of_an_endless_text_is_read():

@@ -64,6 +64,7 @@ def test_every_gold_solution_of_the_real_gsm8k_is_right_and_well_formed():
 def test_no_altered_answer_of_the_real_gsm8k_is_right():
     for solution in _gold_solutions():
         gold = number_value(gold_answer(solution))
+        assert gold is not None
         steps = solution.rpartition("####")[0]
         for wrong in (gold + 1, -gold - 1, gold * 10 + 5, gold + 1 / 2**4):
             assert GSM8K.score("", f"{steps}#### {float(wrong)}", solution) == 0.2

@@ -206,7 +206,12 @@ def test_concurrent_requests_to_a_reward_model_share_batches_and_keep_their_scor
     alone = {n: source.model.score([source.model.encode("2+2?", f"#### {n}", True)])[0] for n in range(20)}
     sizes = []
     forward = source.model._forward
-    monkeypatch.setattr(source.model, "_forward", lambda batch: sizes.append(len(batch)) or forward(batch))
+
+    def counted(batch):
+        sizes.append(len(batch))
+        return forward(batch)
+
+    monkeypatch.setattr(source.model, "_forward", counted)
 
     async def scenario() -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from posttrain.core.errors import RequestError, WorkError
 from posttrain.data.chat import render_completion
+from posttrain.data.rows import Message
 from posttrain.reward_model.scorer import RewardModel, length_batches
 
 
@@ -71,7 +72,7 @@ def test_a_checkpoint_without_pad_token_can_be_batched(reward_checkpoint: Path, 
 
 
 def test_end_token_is_appended_only_to_a_finished_completion(model: RewardModel):
-    prompt = [{"role": "user", "content": "hi"}]
+    prompt: list[Message] = [{"role": "user", "content": "hi"}]
     finished, cut = model.encode(prompt, "ho", True), model.encode(prompt, "ho", False)
     assert finished == [*cut, model.tokenizer.eos_token_id]
     assert finished == render_completion(model.tokenizer, prompt, "ho", True)

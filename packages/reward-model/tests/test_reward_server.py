@@ -39,7 +39,7 @@ def server(arguments: list[str], key: str = "") -> Iterator[tuple[str, subproces
 
 
 def _ready(url: str, process: subprocess.Popen) -> bool:
-    assert process.poll() is None, process.stderr.read()
+    assert process.poll() is None, process.stderr and process.stderr.read()
     with contextlib.suppress(httpx.TransportError):
         return httpx.get(f"{url}/readyz", timeout=1).status_code == 200
     return False

@@ -5,6 +5,7 @@ signals and the exit status are the server's. It imports no BentoML: the package
 """
 
 import importlib.util
+import ipaddress
 import os
 import socket
 import sys
@@ -37,6 +38,14 @@ def check_address(host: str, port: int) -> None:
         raise RequestError(
             f"cannot listen on {host}:{port} ({error.strerror}); choose another --port or --host"
         ) from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on can be reached from this machine only."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def server_environment(port: int, environment: Mapping[str, str]) -> dict[str, str]:

@@ -3,13 +3,14 @@
 What can be refused is refused here, in one line and before a server starts; loading itself is the service's.
 """
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
 from posttrain.core.errors import RequestError
-from posttrain.core.serving import serve_in_foreground
+from posttrain.core.serving import check_address, is_loopback, serve_in_foreground
 
 SERVICE = "posttrain.reward_model.service:RewardService"
 
@@ -39,7 +40,10 @@ def serve_reward(
     from posttrain.reward_model.settings import ENVIRONMENT, RewardServiceSettings
 
     settings = RewardServiceSettings(sources=parse_sources(checkpoint, source or []), threads=threads)
+    check_address(host, port)
     check_sources(settings.sources)
+    if not is_loopback(host) and not os.environ.get("POSTTRAIN_API_KEY"):
+        print("warning: POSTTRAIN_API_KEY is not set, so only requests from this machine are answered", file=sys.stderr)
     served = ", ".join(f"{name} ({spec})" for name, spec in settings.sources.items())
     print(f"reward service on http://{host}:{port}: {served or 'the built-in verifiers'}", file=sys.stderr)
     environment = {ENVIRONMENT: settings.model_dump_json()}
