@@ -137,7 +137,7 @@ def _seconds(text: str) -> float:
 def test_doubling_a_hostile_text_at_most_doubles_the_work(piece: str):
     longest = piece * (1_000_000 // len(piece))
     short = min(_seconds(longest[:125_000]) for _ in range(3))
-    # Eight times the text: linear is 8, quadratic 64. Below 20 ms a ratio measures nothing, and what else the machine does
+    # Eight times the text: linear is 8, quadratic 64. Below 20 ms a ratio measures nothing; what else the machine does
     # can only add to a measurement: one of three within the bound is enough.
     assert any(_seconds(longest) < max(24 * short, 0.02) for _ in range(3))
 
