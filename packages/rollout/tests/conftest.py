@@ -5,6 +5,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from posttrain.data.chat import CHATML_TEMPLATE
+
 torch.set_num_threads(1)
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -23,7 +25,9 @@ def tokenizer():
         show_progress=False,
     )
     raw.train_from_iterator(["hello world, what is two and two? the answer is four"] * 20, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.chat_template = CHATML_TEMPLATE
+    return tokenizer
 
 
 def small_model(kind, vocab_size, seed=0, sharpness=4.0, tied=True):
@@ -50,6 +54,12 @@ def small_model(kind, vocab_size, seed=0, sharpness=4.0, tied=True):
             if "norm" not in name:
                 parameter.mul_(sharpness)
     return model
+
+
+@pytest.fixture(scope="session")
+def make_model(tokenizer):
+    """`small_model` of the Qwen2 family, unless told otherwise, for the tokenizer."""
+    return lambda kind=Qwen2ForCausalLM, **options: small_model(kind, len(tokenizer), **options)
 
 
 @pytest.fixture(scope="session", params=[Qwen2ForCausalLM, LlamaForCausalLM], ids=["qwen2", "llama"])

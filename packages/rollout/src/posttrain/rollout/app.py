@@ -16,7 +16,6 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import Route
 
 from posttrain.core.errors import PosttrainError, RequestError
 from posttrain.core.wire import DIGEST_HEADER
@@ -26,8 +25,6 @@ from posttrain.rollout.policy import Policy
 from posttrain.rollout.requests import ChatRequest, CompletionRequest
 from posttrain.rollout.scheduler import Overloaded, VersionNotHeld
 from posttrain.rollout.upload import Conflict, NoSpace, TooLarge, Uploads
-
-METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 log = logging.getLogger(__name__)
 
@@ -115,14 +112,6 @@ def create_app() -> FastAPI:
     async def chat_completions(http: Request, body: ChatRequest) -> Response:
         """Answers a conversation through the model's own chat template."""
         return await answer(http.app.state.policy, body, http)
-
-    known = [route.path_regex for route in app.routes if isinstance(route, Route)]
-
-    @app.api_route("/{path:path}", methods=METHODS, include_in_schema=False)
-    async def unknown(path: str) -> None:
-        """What no route takes; without this BentoML would answer in a form of its own."""
-        method_only = any(pattern.match(f"/{path}") for pattern in known)
-        raise HTTPException(405 if method_only else 404)
 
     _answer_errors(app)
     _without_422(app)

@@ -9,6 +9,7 @@ import time
 import uuid
 from pathlib import Path
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from posttrain.core.errors import RequestError
@@ -67,7 +68,11 @@ class Policy:
 
     def chat_samples(self, request: ChatRequest) -> list[Sample]:
         """The samples of a chat request: its messages through the model's own template."""
-        prompt = render_prompt(self.tokenizer, [message.plain() for message in request.messages])  # type: ignore[misc]
+        messages = [message.plain() for message in request.messages]
+        try:
+            prompt = render_prompt(self.tokenizer, messages)  # type: ignore[arg-type]
+        except TemplateError as error:  # some templates refuse a system message, or two turns of one role
+            raise RequestError(f"the model's chat template refuses these messages: {error}") from None
         asked = request.max_completion_tokens or request.max_tokens
         # OpenAI's chat has no limit but the context; the check below then names both numbers if nothing is left.
         max_tokens = max(1, self.engine.context - len(prompt)) if asked is None else asked

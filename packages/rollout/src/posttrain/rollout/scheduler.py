@@ -65,6 +65,7 @@ class Scheduler:
         self.engine, self.max_waiting = engine, max_waiting
         self.version, self.digest = 0, digest
         self._newest = (0, digest)
+        telemetry.WEIGHTS_VERSION.set(0)
         self._queue: deque[tuple[Job, Sample] | _Swap] = deque()
         self._wake = threading.Condition()
         self._closing = False

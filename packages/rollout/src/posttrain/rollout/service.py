@@ -1,32 +1,41 @@
 """The policy service as BentoML runs it: one worker that holds the model, the routes of `app.py` mounted on it.
 
 Start it with `posttrain serve policy CHECKPOINT`, or with `bentoml serve posttrain.rollout.service:PolicyService` and
-the settings in `POSTTRAIN_POLICY` (see `settings.py`).
+the settings in `POSTTRAIN_POLICY` (see `settings.py`). Importing this module is cheap: BentoML's supervisor does so
+too, and needs neither torch nor the routes.
 """
 
 import os
+from typing import Any
 
 import bentoml
-import torch
-from transformers.utils.logging import disable_progress_bar
 
 from posttrain.core.asgi import MIB, ServiceMiddleware
 from posttrain.core.process import die_with_parent
-from posttrain.rollout.app import create_app, serve
-from posttrain.rollout.policy import Policy
 from posttrain.rollout.settings import ENVIRONMENT, PolicyServiceSettings, from_environment
 
-app = create_app()
+
+class _Mounted:
+    """Passes every request on to the application that the worker made; BentoML wants to mount it before."""
+
+    app: Any = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(scope, receive, send)
+
+
+mounted = _Mounted()
 
 
 @bentoml.service(
     name="posttrain_policy",
     workers=1,
-    # The time to the first byte of an answer; a long rollout is silent until it is done.
+    # Seconds to the first byte of an answer; a long rollout is silent until it is done. BentoML keeps a timer for each
+    # request until it fires, so it is not endless.
     traffic={"timeout": 600, "max_concurrency": 100_000},
     logging={"access": {"enabled": False}},
 )
-@bentoml.asgi_app(app)
+@bentoml.asgi_app(mounted)
 class PolicyService:
     """Loads the checkpoint that the settings name and serves it as version 0."""
 
@@ -34,10 +43,18 @@ class PolicyService:
         # A worker whose supervisor was killed must not go on holding the port and the memory.
         die_with_parent()
         settings = from_environment()
+
+        import torch
+        from transformers.utils.logging import disable_progress_bar
+
+        from posttrain.rollout.app import create_app, serve
+        from posttrain.rollout.policy import Policy
+
         disable_progress_bar()
         torch.set_num_threads(settings.threads or os.cpu_count() or 1)
         self.policy = Policy.load(settings)
-        serve(app, self.policy)
+        mounted.app = create_app()
+        serve(mounted.app, self.policy)
 
     @bentoml.on_shutdown
     def close(self) -> None:
@@ -45,7 +62,7 @@ class PolicyService:
         self.policy.close()
 
 
-def _limits() -> dict[str, object]:
+def _limits() -> dict[str, Any]:
     # BentoML imports this module to describe the service too, where no settings need to be.
     settings = from_environment() if os.environ.get(ENVIRONMENT) else PolicyServiceSettings(checkpoint="")
     uploads = {f"/v1/models/{settings.name}@": settings.max_upload_mb * MIB}
