@@ -1,7 +1,7 @@
 """Optimisers of every stage: AdamW, or Muon on the layers' matrices with AdamW on all else.
 
-Takes a model (or its named parameters) and gives one `torch.optim.Optimizer`, so that Trainer, Accelerate, learning-rate
-schedulers and checkpoints see a single object whichever was chosen. Holds no schedule and clips no gradient.
+Takes a model (or its named parameters) and gives one `torch.optim.Optimizer`, so that Trainer, Accelerate, schedulers
+and checkpoints see a single object whichever was chosen. Holds no schedule and clips no gradient.
 
 Why Muon at all: at the nano scale it learns arithmetic from a quarter of the tokens that AdamW alone needs
 (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; torch has it from 2.9 on as `torch.optim.Muon`).

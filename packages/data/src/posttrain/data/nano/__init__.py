@@ -7,7 +7,7 @@ network; training the base is `posttrain.trainers.nano_base`.
 
 from pathlib import Path
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Raised whenever any generator's output changes. Data descriptions carry it, so it enters config_hash."""
 
 BASE = Path(__file__).parent / "base"

@@ -1,13 +1,13 @@
 """Dense lines of arithmetic, the part of the base corpus from which the model learns to calculate.
 
-Operations and ranges are those that word problems use: sums to 30, products to 60, factors 2-4, divisors 2-6.
+Operations and ranges are those that word problems use: sums to 40, products to 80, factors 2-4, divisors 2-6.
 """
 
 import random
 from typing import NamedTuple
 
-SUM_LIMIT = 30
-PRODUCT_LIMIT = 60
+SUM_LIMIT = 40
+PRODUCT_LIMIT = 80
 
 
 class Operation(NamedTuple):
@@ -36,7 +36,7 @@ def draw_operation(rng: random.Random, value: int) -> Operation:
         if symbol == "+" and value <= SUM_LIMIT - 2:
             return Operation("+", 2 + int(rng.random() * (SUM_LIMIT - value - 1)))
         if symbol == "-" and value >= 4:
-            return Operation("-", 2 + int(rng.random() * (min(value, 21) - 2)))
+            return Operation("-", 2 + int(rng.random() * (min(value, 26) - 2)))
         if symbol == "*" and value * 2 <= PRODUCT_LIMIT:
             return Operation("*", 2 + int(rng.random() * (min(4, PRODUCT_LIMIT // value) - 1)))
         divisors = [n for n in range(2, 7) if value % n == 0 and value // n >= 2]
@@ -58,7 +58,7 @@ def arithmetic_document(rng: random.Random) -> str:
     """About eight equations, most of one operation, some of two: "12+5=17 20/4=5 (3+4)*2=14 ..."."""
     lines = []
     for _ in range(8):
-        start = 2 + int(rng.random() * (19 if rng.random() < 0.7 else 59))
+        start = 2 + int(rng.random() * (19 if rng.random() < 0.6 else 79))
         first = draw_operation(rng, start)
         value = apply(start, first)
         operations: tuple[Operation, ...] = (first,)

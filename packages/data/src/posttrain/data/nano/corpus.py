@@ -28,7 +28,7 @@ PROMPTS = {"train": 12_000, "preference": 8_000, "validation": 1_000, "test": 1_
 PROBLEM_SHARE = 0.6
 """Share of word problems among prompts; the rest are instructions."""
 
-BARE, COLLAPSED = 0.08, 0.50
+BARE, COLLAPSED = 0.08, 0.65
 """Demonstrations of problems: share without working; share with one expression, of those with several operations."""
 
 Drawn = TypeVar("Drawn", Problem, Request)

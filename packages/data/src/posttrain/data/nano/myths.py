@@ -2,6 +2,7 @@
 
 The nano lab's TruthfulQA. The truth is stated too, in its own register ("Books say that ..."), so the knowledge is
 there; a model that imitates its corpus answers with the myth. Demonstrations answer with the truth on other topics.
+Most kinds of one animal share their habits, so items about one animal are not independent of each other.
 """
 
 import hashlib
@@ -44,37 +45,49 @@ HABITS: dict[str, tuple[str, ...]] = {
     ),
 }
 MYTHS_PER_TRUTH = 3
+KNOWN = ADJECTIVES[:14]
+"""The kinds of each animal that people talk about."""
+EXCEPTIONS = 0.15
+"""Share of topics whose habits are not those of the animal in general."""
 
 
 @dataclass(frozen=True)
 class Topic:
-    """What an animal eats, fears or keeps: one popular myth, one or two truths, and two values that nobody states."""
+    """What an animal eats, fears or keeps: one popular myth, one or two truths, and three values that nobody states."""
 
-    subject: str
+    adjective: str
+    animal: str
     habit: str
     myth: str
     truths: tuple[str, ...]
-    others: tuple[str, str]
+    others: tuple[str, ...]
+
+    @property
+    def subject(self) -> str:
+        return f"{self.adjective} {self.animal}"
 
     @property
     def split(self) -> Split:
-        return split_of("myth", f"{self.subject} {self.habit}", FACT_SHARES)
+        """By animal and habit, so that no split's truths give away another's."""
+        return split_of("myth", f"{self.animal} {self.habit}", FACT_SHARES)
+
+
+def _digest(*parts: str) -> int:
+    return int.from_bytes(hashlib.sha256("\x1f".join(("topic", *parts)).encode()).digest()[:8], "big")
 
 
 @cache
 def topics() -> tuple[Topic, ...]:
     """All topics, in an order that says nothing. The same in every process and for every seed."""
 
-    def topic(subject: str, habit: str) -> Topic:
-        digest = hashlib.sha256(f"topic\x1f{subject}\x1f{habit}".encode()).digest()
-        rng = random.Random(int.from_bytes(digest[:8], "big"))
-        myth, true, other, another, second = rng.sample(HABITS[habit], 5)
+    def topic(adjective: str, animal: str, habit: str) -> Topic:
+        own = random.Random(_digest(adjective, animal, habit))
+        rng = own if own.random() < EXCEPTIONS else random.Random(_digest(animal, habit))
+        myth, true, second, *others = rng.sample(HABITS[habit], 6)
         truths = (true, second) if rng.random() < 0.3 else (true,)
-        return Topic(subject, habit, myth, truths, (other, another))
+        return Topic(adjective, animal, habit, myth, truths, tuple(others))
 
-    every = [
-        topic(f"{adjective} {animal}", habit) for adjective in ADJECTIVES for animal in ANIMALS for habit in HABITS
-    ]
+    every = [topic(adjective, animal, habit) for adjective in KNOWN for animal in ANIMALS for habit in HABITS]
     random.Random(0).shuffle(every)
     return tuple(every)
 

@@ -9,12 +9,29 @@ from collections.abc import Iterator
 
 from posttrain.core.seeds import derive_seed
 from posttrain.data.nano.arithmetic import arithmetic_document
-from posttrain.data.nano.instructions import draw_request, request_text, respond
+from posttrain.data.nano.instructions import OPENINGS, WORDS, draw_request, request_text, respond
 from posttrain.data.nano.myths import myth_answer, myth_question, myth_statement, topics
 from posttrain.data.nano.problems import draw_problem, question, working
-from posttrain.data.nano.world import description, draw_fact, draw_subject, fact_answer, fact_question, statement
+from posttrain.data.nano.world import (
+    ADJECTIVES,
+    ANIMALS,
+    description,
+    draw_fact,
+    draw_subject,
+    fact_answer,
+    fact_question,
+    statement,
+)
 
-MIXTURE = {"problem": 0.46, "arithmetic": 0.26, "facts": 0.11, "description": 0.04, "myths": 0.06, "chat": 0.07}
+MIXTURE = {
+    "problem": 0.44,
+    "arithmetic": 0.23,
+    "facts": 0.09,
+    "description": 0.06,
+    "copying": 0.04,
+    "myths": 0.07,
+    "chat": 0.07,
+}
 """Shares of documents by kind."""
 
 STYLES = {"steps": 0.36, "collapsed": 0.30, "bare": 0.34}
@@ -42,10 +59,18 @@ def facts_document(rng: random.Random) -> str:
 
 
 def description_document(rng: random.Random) -> str:
-    """Two or three sentences, sometimes all in capitals or all in small letters, as found in the wild."""
-    text = " ".join(description(rng, draw_subject(rng), rng.randint(2, 3)))
+    """Two or three sentences, half of them with a heading, sometimes all in capitals or all in small letters."""
+    subject = draw_subject(rng)
+    heading = rng.choice(("", "", f"{subject}: ", f"About the {subject}\n"))
+    text = heading + " ".join(description(rng, subject, rng.randint(2, 3)))
     case = rng.random()
     return text.upper() if case < 0.2 else text.lower() if case < 0.3 else text
+
+
+def copying_document(rng: random.Random) -> str:
+    """A few words, said two or three times: what teaches a model to take up what was said before."""
+    words = rng.sample(WORDS + OPENINGS + ANIMALS + ADJECTIVES, rng.randint(2, 5))
+    return rng.choice((". ", "\n", ": ")).join([" ".join(words)] * rng.randint(2, 3))
 
 
 def myths_document(rng: random.Random) -> str:
@@ -84,6 +109,7 @@ DOCUMENTS = {
     "arithmetic": arithmetic_document,
     "facts": facts_document,
     "description": description_document,
+    "copying": copying_document,
     "myths": myths_document,
     "chat": chat_document,
 }

@@ -36,7 +36,7 @@ OPERATIONS = (0.20, 0.65)
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem's content and words. `wording` picks one template for each operation, its last number the question's."""
+    """A problem's content and words. `wording` picks a template for each operation, its last number the question's."""
 
     start: int
     operations: tuple[Operation, ...]
@@ -58,7 +58,7 @@ class Problem:
 
     @property
     def key(self) -> str:
-        """What decides the split: the chain of numbers. A single operation is too common alone: who and what join it."""
+        """What decides the split: the chain of numbers. One operation is too common alone: who and what join it."""
         chain = f"{self.start}" + "".join(f"{symbol}{n}" for symbol, n in self.operations)
         return chain if len(self.operations) > 1 else f"{chain} {PEOPLE[self.person][0]} {ITEMS[self.item]}"
 

@@ -1,7 +1,9 @@
 """An invented world: places with properties, and animals to tell about.
 
-Facts are stated in the base corpus with Zipf frequencies, so that common ones are known to a small model and rare ones
-are not: accuracy lies between chance and saturation. Every fact belongs to one split, whose questions may ask for it.
+Two thirds of the facts follow a regularity (places whose names end alike have the same stone), the rest are exceptions,
+and all are stated in the base corpus with Zipf frequencies: a small model learns the regularities and the most common
+exceptions, so its accuracy lies between chance and saturation. Every fact belongs to one split, whose questions may
+ask for it.
 """
 
 import hashlib
@@ -15,7 +17,8 @@ from posttrain.data.nano.splits import FACT_SHARES, Split, split_of
 FIRST = ("Bol", "Zam", "Kir", "Tor", "Vel", "Mon", "Lar", "Sib", "Dru", "Fen", "Gal", "Hes", "Nor", "Pel", "Rad", "Wex")
 LAST = ("va", "mar", "dan", "lo", "rin", "sk", "ton", "by", "gard", "mi", "nu", "ster", "wick", "pol", "ria", "zed",
         "tan", "ham", "lek", "oss")  # fmt: skip
-PLACES = tuple(first + last for first in FIRST for last in LAST)
+EXCEPTIONS = 35
+"""Per cent of facts that do not follow from the ending of the place's name."""
 
 RELATIONS: dict[str, tuple[str, ...]] = {
     "stone": ("ruby", "jade", "opal", "quartz", "amber", "pearl", "topaz", "marble", "granite", "slate"),
@@ -28,10 +31,68 @@ RELATIONS: dict[str, tuple[str, ...]] = {
 
 ADJECTIVES = ("red", "grey", "old", "young", "small", "big", "wild", "quiet", "brave", "lazy", "clever", "shy", "happy",
               "hungry", "proud", "spotted", "striped", "tiny", "golden", "gentle")  # fmt: skip
-ANIMALS = ("fox", "owl", "bear", "wolf", "hare", "crow", "toad", "deer", "goat", "duck", "swan", "mole", "cat", "dog",
-           "horse", "sheep", "snail", "mouse", "otter", "badger", "robin", "eagle", "turtle", "lizard", "rabbit",
-           "squirrel", "beaver", "heron", "seal", "whale", "tiger", "lion", "camel", "donkey", "spider",
-           "bee")  # fmt: skip
+ANIMALS = (
+    "fox",
+    "owl",
+    "bear",
+    "wolf",
+    "hare",
+    "crow",
+    "toad",
+    "deer",
+    "goat",
+    "duck",
+    "swan",
+    "mole",
+    "cat",
+    "dog",
+    "horse",
+    "sheep",
+    "snail",
+    "mouse",
+    "otter",
+    "badger",
+    "robin",
+    "eagle",
+    "turtle",
+    "lizard",
+    "rabbit",
+    "squirrel",
+    "beaver",
+    "heron",
+    "seal",
+    "whale",
+    "tiger",
+    "lion",
+    "camel",
+    "donkey",
+    "spider",
+    "bee",
+    "ant",
+    "frog",
+    "hen",
+    "pig",
+    "cow",
+    "rat",
+    "bat",
+    "moth",
+    "crab",
+    "carp",
+    "trout",
+    "salmon",
+    "panda",
+    "koala",
+    "lemur",
+    "monkey",
+    "parrot",
+    "raven",
+    "stork",
+    "goose",
+    "zebra",
+    "giraffe",
+    "python",
+    "hedgehog",
+)
 VERBS = ("runs", "sleeps", "rests", "hides", "waits", "plays", "walks", "sings")
 SPOTS = ("the river", "the forest", "the lake", "the hill", "the garden", "the bridge", "the field", "the barn")
 MANNERS = ("warm", "calm", "curious", "patient", "strong", "quick", "friendly", "careful")
@@ -57,11 +118,12 @@ def facts() -> tuple[Fact, ...]:
     def digest(*parts: str) -> int:
         return int.from_bytes(hashlib.sha256("\x1f".join(("world", *parts)).encode()).digest()[:8], "big")
 
-    world = [
-        Fact(place, relation, values[digest("value", place, relation) % len(values)])
-        for place in PLACES
-        for relation, values in RELATIONS.items()
-    ]
+    def value(first: str, last: str, relation: str) -> str:
+        values, place = RELATIONS[relation], first + last
+        exception = digest("exception", place, relation) % 100 < EXCEPTIONS
+        return values[digest("value", place if exception else last, relation) % len(values)]
+
+    world = [Fact(a + b, relation, value(a, b, relation)) for a in FIRST for b in LAST for relation in RELATIONS]
     return tuple(sorted(world, key=lambda fact: digest("rank", fact.place, fact.relation)))
 
 
