@@ -77,6 +77,8 @@ def test_users_own_task_runs_by_include_path(scripted, user_folder):
 def test_unknown_task_is_told_the_nearest():
     with pytest.raises(RequestError, match="unknown task 'nano_problem'.*did you mean 'nano_problems'"):
         load_tasks(["nano_problem"])
+    with pytest.raises(RequestError, match=r"unknown task 'zzqqzzqq' \(choose from: gsm8k, ifeval, mmlu, nano_choice"):
+        load_tasks(["zzqqzzqq"])
 
 
 def test_stock_names_know_tasks_groups_and_tags_without_an_index():

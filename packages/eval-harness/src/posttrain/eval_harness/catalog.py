@@ -4,6 +4,7 @@ The stock index of lm-eval takes 7.5 s to build, so it is built only for its gro
 searching the text of the files (0.5 s). `task_version` reads a version without importing lm-eval.
 """
 
+import difflib
 import importlib.util
 import re
 from collections.abc import Iterable, Sequence
@@ -79,7 +80,9 @@ def _manager(names: Sequence[str], include_path: Path | None) -> "TaskManager":
     stock = stock_names()
     for name in missing:
         if name not in stock:
-            raise RequestError(f"unknown task '{name}' {suggest(name, {*stock, *manager.all_tasks})}")
+            # Of fourteen thousand names only the nearest help; without a near one, the well-known.
+            near = difflib.get_close_matches(name, {*stock, *manager.all_tasks}, n=1)
+            raise RequestError(f"unknown task '{name}' {suggest(name, near or [*NANO_TASKS, *STOCK_FOLDERS])}")
     files = [path for name in missing if (path := stock[name])]
     if len(files) == len(missing):
         return TaskManager(include_path=[*{path.parent: None for path in files}, *folders], include_defaults=False)
@@ -92,8 +95,10 @@ def stock_names() -> dict[str, Path | None]:
     names: dict[str, Path | None] = {}
     for path in sorted(_lm_eval_tasks().glob("**/*.yaml")):
         content = path.read_bytes()
-        names |= dict.fromkeys((found.decode() for found in _MENTIONED.findall(content)), None) | names
-        names |= {found.decode(): path for found in _TASK.findall(content)}
+        for found in _MENTIONED.findall(content):
+            names.setdefault(found.decode(), None)
+        for found in _TASK.findall(content):
+            names[found.decode()] = path
     return names
 
 
