@@ -43,8 +43,9 @@ class OnlineSettings(Settings):
     """Passes over each rollout."""
     minibatches: int = Field(4, ge=1)
     """Optimiser steps a pass."""
-    micro_batch_tokens: int = Field(4096, ge=1)
-    """Tokens on the device at once, padding included; the result does not depend on it but for rounding."""
+    micro_batch_tokens: int = Field(2048, ge=1)
+    """Tokens on the device at once, padding included; the result does not depend on it but for rounding. On a CPU small
+    ones stay in its cache: 2,048 took 0.76 of the time of 8,192 with the nano model."""
     lr: float = Field(2e-4, gt=0)
     """Learning rate of the policy (AdamW). The prototype diverged with 1e-3 and was slow with 1e-4."""
     betas: tuple[float, float] = (0.9, 0.95)
