@@ -1,0 +1,146 @@
+"""The HTTP clients: what heals is retried, what does not is one clear error, and the contract number is checked."""
+
+import json
+
+import httpx
+import pytest
+import respx
+
+from posttrain.core.clients import PolicyClient, RewardClient, ServiceUnavailable, StaleVersion
+from posttrain.core.errors import ContractError, RequestError, WorkError
+from posttrain.core.wire import error_body
+
+URL = "http://127.0.0.1:9"
+
+
+def choice(index, ids, finish_reason="stop"):
+    return {
+        "index": index,
+        "text": "t",
+        "token_ids": ids,
+        "logprobs": {"token_logprobs": [-0.5] * len(ids)},
+        "finish_reason": finish_reason,
+    }
+
+
+@pytest.fixture
+def policy():
+    client = PolicyClient(URL, patience=2.0)
+    yield client
+    client.close()
+
+
+@respx.mock
+def test_completions_come_by_prompt_and_choice_whatever_their_order(policy):
+    choices = [choice(i, [i]) for i in (3, 1, 0, 2)]
+    respx.post(f"{URL}/v1/completions").respond(json={"model": "policy@4", "choices": choices})
+    result = policy.complete([[1], [2]], version=4, n=2, max_tokens=5)
+    assert [[completion.token_ids for completion in group] for group in result] == [[[0], [1]], [[2], [3]]]
+
+
+@respx.mock
+def test_request_asks_for_ids_and_the_exact_version(policy):
+    route = respx.post(f"{URL}/v1/completions").respond(json={"model": "policy@4", "choices": [choice(0, [7])]})
+    policy.complete([[1, 2]], version=4, max_tokens=5, seed=11)
+    sent = json.loads(route.calls.last.request.content)
+    assert sent["model"] == "policy@4"
+    assert sent["prompt"] == [[1, 2]]
+    assert (sent["return_token_ids"], sent["logprobs"], sent["seed"], sent["top_p"]) == (True, 0, 11, 1.0)
+
+
+@respx.mock
+def test_service_without_the_version_is_stale(policy):
+    respx.post(f"{URL}/v1/completions").respond(404, json=error_body("no policy@4", code="model_not_found"))
+    with pytest.raises(StaleVersion, match="no policy@4"):
+        policy.complete([[1]], version=4, max_tokens=5)
+
+
+@respx.mock
+def test_answer_by_another_version_is_stale(policy):
+    respx.post(f"{URL}/v1/completions").respond(json={"model": "policy@0", "choices": [choice(0, [7])]})
+    with pytest.raises(StaleVersion, match="policy@0 instead of policy@4"):
+        policy.complete([[1]], version=4, max_tokens=5)
+
+
+@respx.mock
+def test_missing_choices_are_an_error(policy):
+    respx.post(f"{URL}/v1/completions").respond(json={"model": "policy@0", "choices": []})
+    with pytest.raises(WorkError, match="0 choices for 1 prompts"):
+        policy.complete([[1]], version=0, max_tokens=5)
+
+
+@respx.mock
+def test_broken_connections_and_503_are_retried(policy):
+    answers = [
+        httpx.ConnectError("refused"),
+        httpx.RemoteProtocolError("server disconnected"),
+        httpx.Response(503, json=error_body("busy")),
+        httpx.Response(200, json={"model": "policy@0", "choices": [choice(0, [7])]}),
+    ]
+    route = respx.post(f"{URL}/v1/completions")
+    route.side_effect = answers
+    assert policy.complete([[1]], version=0, max_tokens=5)[0][0].token_ids == [7]
+    assert route.call_count == 4
+
+
+@respx.mock
+def test_patience_ends_with_the_address_and_the_reason():
+    respx.post(f"{URL}/score").mock(side_effect=httpx.ConnectError("refused"))
+    client = RewardClient(URL, patience=0.3)
+    with pytest.raises(ServiceUnavailable, match=r"127\.0\.0\.1:9 did not answer within 0 s \(ConnectError: refused\)"):
+        client.score(["rm"], [{"prompt": "p", "completion": "c"}])
+
+
+@respx.mock
+def test_refusal_is_not_retried_and_says_why(policy):
+    route = respx.post(f"{URL}/v1/completions").respond(400, json=error_body("prompt 0 is too long"))
+    with pytest.raises(RequestError, match=r"status 400\): prompt 0 is too long"):
+        policy.complete([[1]], version=0, max_tokens=5)
+    assert route.call_count == 1
+
+
+@respx.mock
+def test_another_contract_number_stops_the_client(policy):
+    respx.get(f"{URL}/v1/models").respond(json={"data": []}, headers={"X-Posttrain-Contract": "2"})
+    with pytest.raises(ContractError, match="contract 2, this client 1"):
+        policy.models()
+
+
+@respx.mock
+def test_service_without_a_contract_number_is_taken(policy):
+    respx.get(f"{URL}/v1/models").respond(json={"data": []})
+    assert policy.models() == {"data": []}
+
+
+@respx.mock
+def test_pushed_weights_carry_their_digest(policy):
+    route = respx.put(f"{URL}/v1/models/policy@3").respond(json={"id": "policy@3", "sha256": "x"})
+    policy.push(3, b"weights")
+    request = route.calls.last.request
+    assert request.content == b"weights"
+    # printf weights | sha256sum
+    import hashlib
+
+    assert request.headers["X-Content-SHA256"] == hashlib.sha256(b"weights").hexdigest()
+
+
+@respx.mock
+def test_key_from_the_environment_is_sent_as_a_bearer_token(monkeypatch):
+    monkeypatch.setenv("POSTTRAIN_API_KEY", "secret")
+    route = respx.get(f"{URL}/v1/models").respond(json={"data": []})
+    PolicyClient(URL).models()
+    assert route.calls.last.request.headers["Authorization"] == "Bearer secret"
+
+
+@respx.mock
+def test_scores_keep_the_order_and_must_be_complete():
+    client = RewardClient(URL)
+    respx.post(f"{URL}/score").respond(json={"scores": [{"rm": 1.0}], "sources": {"rm": "d"}})
+    assert client.score(["rm"], [{"prompt": "p", "completion": "c"}]).scores == [{"rm": 1.0}]
+    with pytest.raises(WorkError, match="1 scores for 2 items"):
+        client.score(["rm"], [{"prompt": "p", "completion": "c"}] * 2)
+
+
+def test_address_without_a_scheme_is_refused():
+    with pytest.raises(RequestError, match="must start with http"):
+        PolicyClient("localhost:8001")

@@ -1,0 +1,34 @@
+"""Cost: CPU seconds and memory of the whole process tree."""
+
+import subprocess
+import sys
+
+from posttrain.core.cost import CostMeter
+
+BURN = "import time\nend = time.process_time() + 0.5\nwhile time.process_time() < end: pass\ntime.sleep(1)"
+
+
+def test_childrens_cpu_seconds_count():
+    with CostMeter() as meter:
+        subprocess.run([sys.executable, "-c", BURN], check=True)
+    assert meter.cost is not None
+    assert meter.cost.core_seconds > 0.4
+    assert meter.cost.wall_seconds >= 1.0
+
+
+def test_work_before_the_block_does_not_count():
+    with CostMeter() as meter:
+        pass
+    assert meter.cost is not None
+    assert meter.cost.core_seconds < 0.4
+
+
+def test_memory_of_a_child_counts():
+    with CostMeter() as alone:
+        pass
+    code = "import time; held = bytearray(b'x' * 120_000_000); time.sleep(1.2)"
+    with CostMeter() as meter:
+        subprocess.run([sys.executable, "-c", code], check=True)
+    assert alone.cost is not None
+    assert meter.cost is not None
+    assert meter.cost.peak_memory_bytes - alone.cost.peak_memory_bytes > 100_000_000

@@ -1,0 +1,107 @@
+"""Files are whole or absent, and what cannot be read is named by file and line."""
+
+import errno
+import json
+import os
+import threading
+
+import pytest
+
+from posttrain.core import files
+from posttrain.core.errors import RequestError, WorkError
+from posttrain.core.files import (
+    append_jsonl,
+    atomic_directory,
+    atomic_write_bytes,
+    atomic_write_json,
+    read_jsonl,
+    write_jsonl,
+)
+
+
+def test_failed_write_leaves_the_old_content_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    atomic_write_bytes(path, b"old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(WorkError, match=r"no space left to write .*file; free some"):
+        atomic_write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_real_full_disk_is_one_clear_error(tmp_path):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    with pytest.raises(WorkError, match="no space left"), files.disk_errors(tmp_path), open("/dev/full", "w") as full:
+        full.write("x")
+        full.flush()
+
+
+def test_directory_appears_whole(tmp_path):
+    with atomic_directory(tmp_path / "checkpoint") as folder:
+        (folder / "weights").write_text("w")
+        assert not (tmp_path / "checkpoint").exists()
+    assert (tmp_path / "checkpoint" / "weights").read_text() == "w"
+
+
+def test_failed_directory_leaves_the_old_one(tmp_path):
+    with atomic_directory(tmp_path / "checkpoint") as folder:
+        (folder / "weights").write_text("old")
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "checkpoint") as folder:
+        (folder / "weights").write_text("half")
+        raise RuntimeError
+    assert (tmp_path / "checkpoint" / "weights").read_text() == "old"
+    assert os.listdir(tmp_path) == ["checkpoint"]
+
+
+def test_directory_replaces_the_old_one(tmp_path):
+    for content in ("old", "new"):
+        with atomic_directory(tmp_path / "checkpoint") as folder:
+            (folder / content).write_text("x")
+    assert os.listdir(tmp_path / "checkpoint") == ["new"]
+    assert os.listdir(tmp_path) == ["checkpoint"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": 1}\nnot json\n', r":2 is not JSON"),
+        (b'{"a": 1}\n\xff\n', r":2 is not UTF-8"),
+        (b"[1]\n", r":1 must be a JSON object, not list"),
+        (b"\n\n", "is empty"),
+    ],
+)
+def test_bad_line_is_named(tmp_path, content, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(RequestError, match=message):
+        read_jsonl(path)
+
+
+def test_unicode_line_separators_do_not_split_rows(tmp_path):
+    rows = [{"text": "a\u2028b\u0085c"}, {"text": "d"}]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert read_jsonl(tmp_path / "rows.jsonl") == rows
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="Out of range"):
+        atomic_write_json(tmp_path / "x.json", {"a": float("nan")})
+    assert os.listdir(tmp_path) == []
+
+
+def test_concurrent_appends_never_mix(tmp_path):
+    path = tmp_path / "log.jsonl"
+    text = "x" * 5000
+
+    def write(writer):
+        for number in range(20):
+            append_jsonl(path, {"writer": writer, "number": number, "text": text})
+
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sorted((row["writer"], row["number"]) for row in rows) == [(w, n) for w in range(4) for n in range(20)]

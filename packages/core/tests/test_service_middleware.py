@@ -1,0 +1,104 @@
+"""The manners of every service: key or loopback, body limits, contract header."""
+
+import asyncio
+
+import httpx
+import pytest
+
+from posttrain.core.asgi import ServiceMiddleware
+
+
+async def echo(scope, receive, send):
+    body = b""
+    more = True
+    while more:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            return
+        body += event.get("body", b"")
+        more = event.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": str(len(body)).encode()})
+
+
+def ask(path="/x", *, peer="127.0.0.1", host="127.0.0.1:8001", method="GET", headers=None, content=None, **options):
+    async def go():
+        app = ServiceMiddleware(echo, **options)
+        transport = httpx.ASGITransport(app, client=(peer, 123))
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
+            return await client.request(method, path, headers=headers, content=content)
+
+    return asyncio.run(go())
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8001", "localhost:8001", "localhost", "[::1]:8001", "127.1.2.3"])
+def test_without_a_key_loopback_is_answered(host):
+    assert ask(host=host, api_key="").status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:8001", "10.0.0.1"])
+def test_without_a_key_another_host_is_refused(host):
+    response = ask(host=host, api_key="")
+    assert response.status_code == 403
+    assert response.json()["error"]["code"] == "loopback_only"
+
+
+def test_without_a_key_a_foreign_peer_is_refused():
+    assert ask(peer="10.0.0.7", api_key="").status_code == 403
+
+
+@pytest.mark.parametrize("given", [None, "Bearer wrong", "secret", "Basic secret", "Bearer "])
+def test_with_a_key_everybody_needs_it(given):
+    response = ask(api_key="secret", headers={"Authorization": given} if given else {})
+    assert response.status_code == 401
+    assert response.json()["error"]["type"] == "authentication_error"
+
+
+def test_with_the_key_a_foreign_peer_is_answered():
+    headers = {"Authorization": "Bearer secret"}
+    assert ask(peer="10.0.0.7", host="policy", api_key="secret", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/healthz"])
+def test_health_is_open_to_all(path):
+    assert ask(path, peer="10.0.0.7", host="policy", api_key="secret").status_code == 200
+
+
+def test_key_comes_from_the_environment(monkeypatch):
+    monkeypatch.setenv("POSTTRAIN_API_KEY", "secret")
+    assert ask().status_code == 401
+
+
+@pytest.mark.parametrize("options", [{"api_key": ""}, {"api_key": "secret"}])
+def test_every_response_names_the_contract(options):
+    assert ask(**options).headers["X-Posttrain-Contract"] == "1"
+
+
+def test_announced_body_beyond_the_limit_is_413():
+    response = ask(method="POST", content=b"x" * 101, api_key="", max_body_bytes=100)
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "request_too_large"
+
+
+def test_body_of_unknown_length_beyond_the_limit_is_413():
+    async def pieces():
+        for _ in range(11):
+            yield b"x" * 10
+
+    response = ask(method="POST", content=pieces(), api_key="", max_body_bytes=100)
+    assert response.status_code == 413
+
+
+def test_body_at_the_limit_passes():
+    assert ask(method="POST", content=b"x" * 100, api_key="", max_body_bytes=100).text == "100"
+
+
+def test_uploads_have_their_own_limit():
+    options = {"api_key": "", "max_body_bytes": 10, "upload_limits": {"/v1/models/": 100}}
+    assert ask("/v1/models/policy@1", method="PUT", content=b"x" * 50, **options).status_code == 200
+    assert ask("/v1/completions", method="POST", content=b"x" * 50, **options).status_code == 413
+
+
+def test_malformed_length_is_refused():
+    response = ask(method="POST", headers={"Content-Length": "-5"}, api_key="")
+    assert response.status_code == 413
