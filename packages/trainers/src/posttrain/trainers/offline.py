@@ -1,6 +1,6 @@
 """Settings that the offline methods (sft, rm) share: how to optimise, how much at a time, how often to look."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -9,6 +9,8 @@ from posttrain.core.config import Settings
 
 class OfflineSettings(Settings):
     """One pass of an optimiser over fixed data. Defaults are those of the nano lab."""
+
+    OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"eval_every", "log_every", "save_every"})
 
     epochs: int = Field(2, ge=1)
     """Passes over the training data."""

@@ -1,0 +1,55 @@
+"""Recipes: what ships is valid, and what is wrong in one is named before anything runs."""
+
+import pytest
+
+from posttrain.core.errors import RequestError
+from posttrain.lab.recipe import load_recipe, recipe_names
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_is_valid(name):
+    assert load_recipe(name).name == name
+
+
+def test_nano_and_gsm8k_ship():
+    assert {"nano", "gsm8k"} <= set(recipe_names())
+
+
+def test_unknown_recipe_suggests_the_nearest():
+    with pytest.raises(RequestError, match=r"unknown recipe 'nanno' \(did you mean 'nano'\?\)"):
+        load_recipe("nanno")
+
+
+def test_unknown_key_of_a_method_suggests_the_nearest():
+    with pytest.raises(RequestError, match=r"recipe nano: unknown key 'ppo.stepz' \(did you mean 'steps'\?\)"):
+        load_recipe("nano", ["ppo.stepz=3"])
+
+
+def test_unknown_section_suggests_the_nearest():
+    with pytest.raises(RequestError, match="did you mean 'ppo'"):
+        load_recipe("nano", ["pppo.steps=3"])
+
+
+def test_reward_by_name_has_weight_one():
+    assert load_recipe("nano", ["reward=verifier"]).reward == {"verifier": 1.0}
+    assert load_recipe("nano", ["reward={rm: 1, gsm8k: 0.5}"]).reward == {"rm": 1.0, "gsm8k": 0.5}
+
+
+def test_recipe_in_a_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "name: mine\nmodel: nano\n"
+        "data: {sft: {path: nano}, prompts: {path: nano}, validation: {path: nano, split: validation}}\n"
+        "evaluation: {tasks: [nano_choice], table: {nano_choice/acc: choice}}\n"
+    )
+    assert load_recipe(str(path)).evaluation.columns() == {("nano_choice", "acc"): "choice"}
+
+
+def test_table_entry_of_another_task_is_refused():
+    with pytest.raises(RequestError, match="'nano_chess/acc' must be task/metric"):
+        load_recipe("nano", ["evaluation.table={nano_chess/acc: chess}"])
+
+
+def test_recipe_name_cannot_leave_the_runs_folder():
+    with pytest.raises(RequestError, match="'name'"):
+        load_recipe("nano", ["name=../outside"])
