@@ -4,14 +4,20 @@ import json
 import math
 
 import pytest
+import torch
+from lm_eval import evaluator
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
 from posttrain.core.cli import run
 from posttrain.core.errors import RequestError
 from posttrain.core.files import read_jsonl
 from posttrain.core.results import append_result, read_results
-from posttrain.eval_harness.catalog import NANO_TASKS
+from posttrain.eval_harness.catalog import NANO_TASKS, TASK_FOLDER
 from posttrain.eval_harness.command import checkpoint_identity
 from posttrain.eval_harness.evaluation import backend_label, evaluate
+from posttrain.eval_harness.model import CheckpointLM
+from posttrain.eval_harness.quiet import quiet
 from posttrain.eval_harness.result import Metric, TaskResult
 
 
@@ -81,6 +87,26 @@ def test_a_task_repeats_to_the_bit_whatever_other_tasks_run_with_it(evaluated, t
     again = evaluate(tiny_checkpoint, ["nano_mc2", "nano_instructions"], limit=12, max_gen_toks=16)
     for name in again.requested:
         assert again[name].items == result[name].items
+
+
+def test_stock_lm_eval_runs_the_task_files_to_the_same_values(evaluated, tiny_checkpoint):
+    result, _ = evaluated
+    with quiet():
+        ours = CheckpointLM(tiny_checkpoint, 64, "cpu", torch.float32, None)
+        stock = HFLM(pretrained=ours.model, tokenizer=ours.tokenizer, batch_size=64)
+        loaded = TaskManager(include_path=TASK_FOLDER, include_defaults=False).load(["nano_mc2", "nano_instructions"])
+        for task in loaded["tasks"].values():
+            task.set_config(key="num_fewshot", value=0)
+            if task.OUTPUT_TYPE == "generate_until":
+                task.set_config(key="generation_kwargs", value={"max_gen_toks": 16}, update=True)
+        raw = evaluator.evaluate(
+            stock, loaded, limit=12, apply_chat_template=True, fewshot_as_multiturn=True, log_samples=True
+        )
+    texts = [sample["resps"][0][0] for sample in raw["samples"]["nano_instructions"]]
+    assert texts == [item["text"] for item in result["nano_instructions"].items]
+    stock_mc2 = raw["results"]["nano_mc2"]
+    assert stock_mc2["acc,none"] == pytest.approx(result["nano_mc2"].value, abs=1e-6)
+    assert stock_mc2["acc_stderr,none"] == pytest.approx(result["nano_mc2"].standard_error, abs=1e-6)
 
 
 def test_departures_from_the_standard_evaluation_are_in_the_key():

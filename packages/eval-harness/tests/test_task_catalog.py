@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.core.errors import RequestError
-from posttrain.eval_harness.catalog import NANO_TASKS, check_punkt, load_tasks, stock_names, task_version
+from posttrain.eval_harness.catalog import NANO_TASKS, load_tasks, stock_names, task_version
 from posttrain.eval_harness.evaluation import evaluate
 
 HERE = Path(__file__).resolve()
@@ -153,17 +153,15 @@ def test_missing_dataset_is_one_line_with_the_place_to_put_it(monkeypatch):
         load_tasks(["gsm8k"])
 
 
-def test_ifeval_without_punkt_is_refused_before_the_run(monkeypatch):
+def test_ifeval_without_punkt_is_refused_before_the_run(monkeypatch, tmp_path):
     import nltk
 
-    def absent(name):
-        raise LookupError(name)
-
-    monkeypatch.setattr(nltk.data, "find", absent)
-    with pytest.raises(RequestError, match=r"ifeval needs NLTK's punkt_tab.*nltk\.downloader punkt_tab"):
-        load_tasks(["ifeval"])
-    with pytest.raises(RequestError):
-        check_punkt("ifeval")
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    for _ in range(2):
+        with pytest.raises(RequestError, match=r"ifeval needs NLTK's punkt_tab.*nltk\.downloader punkt_tab"):
+            load_tasks(["ifeval"])
+        # An empty folder of the right name passes lm-eval's own check.
+        (tmp_path / "tokenizers/punkt_tab/english").mkdir(parents=True, exist_ok=True)
 
 
 @needs_data

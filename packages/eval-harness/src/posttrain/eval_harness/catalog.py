@@ -31,8 +31,6 @@ _MENTIONED = re.compile(
     rb"""^(?:["']?(?:group|tag)["']?[ \t]*:|[ \t]*-)[ \t]*["']?([\w.+-]+)["']?[ \t]*$""", re.MULTILINE
 )
 
-PUNKT = "tokenizers/punkt_tab"
-
 
 def load_tasks(names: Sequence[str], include_path: Path | None = None) -> dict[str, Any]:
     """lm-eval's task dictionary of the named tasks, groups or tags: {"tasks", "groups", "group_map"}.
@@ -183,12 +181,12 @@ def _leaves(index: dict[str, Any], names: Iterable[str]) -> set[str]:
 
 
 def check_punkt(task: str) -> None:
-    """RequestError when NLTK lacks the sentence splitter that IFEval needs in the middle of its run."""
-    import nltk
+    """RequestError when NLTK cannot load the sentence splitter that IFEval needs in the middle of its run."""
+    from nltk.tokenize.punkt import PunktTokenizer
 
     try:
-        nltk.data.find(PUNKT)
-    except LookupError:
+        PunktTokenizer("english")
+    except (LookupError, OSError):  # no folder of that name, or one without its files
         raise RequestError(
             f"task {task} needs NLTK's punkt_tab, which is not installed: run `python -m nltk.downloader punkt_tab` "
             "where there is a network, and point NLTK_DATA to its folder"

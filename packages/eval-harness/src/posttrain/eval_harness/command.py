@@ -86,7 +86,7 @@ def checkpoint_identity(checkpoint: str, revision: str | None) -> dict[str, Any]
 
 
 def _print(result: "EvaluationResult", folder: Path, store: Path, console: Console) -> None:
-    table = Table(box=None, pad_edge=False, title=result.checkpoint, title_justify="left")
+    table = Table(box=None, pad_edge=False)
     table.add_column("task and metric", no_wrap=True)
     table.add_column("value", justify="right")
     table.add_column("± SE", justify="right")
@@ -96,6 +96,7 @@ def _print(result: "EvaluationResult", folder: Path, store: Path, console: Conso
         for metric, estimate in task.metrics.items():
             error = "" if estimate.standard_error is None else f"{estimate.standard_error:.4f}"
             table.add_row(f"  {metric}", f"{estimate.value:.4f}", error)
+    console.print(result.checkpoint, highlight=False, soft_wrap=True)
     console.print(table)
     for note in result.notes:
         console.print(f"note: {note}")
