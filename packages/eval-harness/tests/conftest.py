@@ -15,8 +15,10 @@ class ScriptedModel(LM):
     def __init__(self, say=None, prefer=None) -> None:
         super().__init__()
         self.say, self.prefer = say, prefer
-        self.finish_reasons, self.prompts_cut, self.max_length = {}, {}, 512
-        self.prompts = []
+        self.finish_reasons: dict[tuple[str, int], str] = {}
+        self.prompts_cut: dict[str, int] = {}
+        self.max_length = 512
+        self.prompts: list[str] = []
 
     def apply_chat_template(self, chat_history, add_generation_prompt=True):
         return "".join(f"<{m['role']}>{m['content']}" for m in chat_history)
