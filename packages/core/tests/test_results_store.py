@@ -46,7 +46,9 @@ def test_find_takes_the_whole_key(tmp_path):
     store = tmp_path / "metrics.jsonl"
     append_result(store, row())
     key = {k: v for k, v in row().items() if k != "value"}
-    assert find_result(store, **key)["value"] == 0.5
+    found = find_result(store, **key)
+    assert found
+    assert found["value"] == 0.5
     assert find_result(store, **(key | {"limit": 3})) is None
     with pytest.raises(ValueError, match="backend"):
         find_result(store, **{k: v for k, v in key.items() if k != "backend"})
