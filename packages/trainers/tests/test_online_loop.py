@@ -331,6 +331,16 @@ def test_a_run_killed_with_sigkill_resumes_to_the_same_bits(tmp_path):
     assert rows_without_times(whole.run) == rows_without_times(killed.run)
 
 
+def test_bf16_keeps_weights_in_fp32_after_a_stage_in_fp32(tmp_path):
+    ppo.train(tiny_settings(steps=1), tiny_inputs(tmp_path, "fp32"))
+    inputs = tiny_inputs(tmp_path, "bf16")
+    ppo.train(tiny_settings(steps=2, precision="bf16", truncation="penalty"), inputs)
+    assert {tensor.dtype for tensor in weights(inputs.run).values()} == {torch.float32}
+    mismatch = rows_without_times(inputs.run)[0]["engine/mismatch_mean"]
+    assert 1e-5 < mismatch < 0.1  # the fake engine samples in fp32
+    ppo.train(tiny_settings(steps=1), tiny_inputs(tmp_path, "fp32 again"))
+
+
 def test_old_logprobs_are_of_the_weights_that_sampled(tmp_path):
     """Stale weights would show here: engine and trainer agree at every step."""
     inputs = tiny_inputs(tmp_path)

@@ -35,10 +35,10 @@ class DieAfter(TrainerCallback):
             raise Killed
 
 
-@pytest.fixture(params=["sft", "sft packed", "rm"])
+@pytest.fixture
 def run_of(request, tmp_path, tiny_checkpoint, conversations, pairs, jsonl):
     """(name, dies after) -> RunDirectory; seven steps or more, saved every third."""
-    method, _, packed = request.param.partition(" ")
+    method, _, packed = getattr(request, "param", "sft").partition(" ")
     module = {"sft": sft, "rm": reward_model}[method]
     data = jsonl("rows.jsonl", conversations if method == "sft" else pairs)
     settings = module.Settings(
@@ -84,7 +84,9 @@ def metrics_of(run):
     return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
 
-@pytest.mark.parametrize("dies_after", [1, 3, 5])
+@pytest.mark.parametrize(
+    ("run_of", "dies_after"), [("sft", 1), ("sft", 3), ("sft packed", 5), ("rm", 5)], indirect=["run_of"]
+)
 def test_a_crashed_run_resumes_to_the_same_bits(run_of, dies_after):
     whole = run_of("whole")
     broken = run_of("broken", dies_after=dies_after)

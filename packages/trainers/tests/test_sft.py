@@ -52,6 +52,20 @@ def trainer_of(tmp_path, tiny_checkpoint, tiny_tokenizer, conversations):
     return make
 
 
+def test_held_out_loss_is_the_mean_over_all_assistant_tokens(tiny_checkpoint, tiny_tokenizer, conversations):
+    model = load_policy(tiny_checkpoint).train()
+    data = demonstrations(tiny_tokenizer, conversations[:7], 96)
+    losses = []
+    for row in data.rows:
+        ids, labels = torch.tensor(row["input_ids"]), torch.tensor(row["labels"])
+        logprobs = model(ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+        losses += (-logprobs[labels[1:] != IGNORED]).tolist()
+    result = sft.held_out_loss(model, tiny_tokenizer, data, batch_size=3)
+    assert result["held_out_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert result["held_out_perplexity"] == pytest.approx(torch.tensor(losses).mean().exp().item(), rel=1e-4)
+    assert model.training
+
+
 def batch_of(trainer, rows):
     return trainer.data_collator([trainer.train_dataset[row] for row in rows])
 

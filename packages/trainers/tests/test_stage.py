@@ -131,6 +131,9 @@ def test_settings_come_from_a_file_and_are_overridden(sft_command, tmp_path):
         ([], {"method": "stf"}, "unknown method 'stf' (did you mean 'sft'?)"),
         ([], {"start": "nowhere"}, "checkpoint nowhere is not a folder"),
         (["--data", "missing.jsonl"], {}, "missing.jsonl"),
+        (["--data", "nano", "--validation", "nano", "--validation-split", "train"], {}, "is the training data"),
+        (["--tracker", "wandbb"], {}, "unknown tracker 'wandbb' (did you mean 'wandb'?)"),
+        ([], {"method": "ppo"}, "policy"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_status_2(sft_command, tmp_path, capsys, more, options, message):

@@ -23,6 +23,7 @@ def stage(
     data_split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
     data_rows: Annotated[int | None, typer.Option(help="How many rows to take.")] = None,
     validation: Annotated[str | None, typer.Option(help="Held-out data; else a share of the training data.")] = None,
+    validation_split: Annotated[str, typer.Option(help="Split of the held-out data.")] = "validation",
     reference: Annotated[Path | None, typer.Option(help="Checkpoint that KL is measured against.")] = None,
     policy_url: Annotated[str | None, typer.Option(help="Policy service.", envvar="POLICY_URL")] = None,
     reward_url: Annotated[str | None, typer.Option(help="Reward service.", envvar="REWARD_URL")] = None,
@@ -40,11 +41,10 @@ def stage(
     from posttrain.data.sources import Source, describe_source
     from posttrain.trainers.stage import StageInputs, method_module, run_stage
 
-    def source_of(path: str | None) -> Source | None:
+    def source_of(path: str | None, option: str, split: str, rows: int | None) -> Source | None:
         if path is None:
             return None
-        described = {"path": path, "config": data_config, "split": data_split, "rows": data_rows}
-        return validate(Source, described, "--data")
+        return validate(Source, {"path": path, "config": data_config, "split": split, "rows": rows}, option)
 
     def digest_of(folder: Path) -> str:
         if not folder.is_dir():
@@ -53,7 +53,11 @@ def stage(
 
     module = method_module(method)
     checkpoint = Path(start)
-    source, held_out = source_of(data), source_of(validation)
+    source = source_of(data, "--data", data_split, data_rows)
+    held_out = source_of(validation, "--validation", validation_split, None)
+    same_path = source is not None and held_out is not None and source.path == held_out.path
+    if same_path and (data_split == validation_split or Path(str(data)).is_file()):  # a file has no splits
+        raise RequestError(f"--validation {validation} is the training data; give other rows")
     definition: dict[str, Any] = {
         "start": digest_of(checkpoint),
         "reference": digest_of(reference) if reference else None,

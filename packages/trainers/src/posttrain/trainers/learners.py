@@ -8,6 +8,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from posttrain.core.errors import RequestError
 from posttrain.data.chat import load_tokenizer
@@ -22,7 +23,14 @@ class Learners:
 
     def __init__(self, method: OnlineMethod, settings: OnlineSettings, inputs: StageInputs) -> None:
         self._settings = settings
+        # Accelerate has one state a process, and an earlier stage of this process may have had another precision.
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(mixed_precision="no" if settings.precision == "fp32" else settings.precision)
+        if self.accelerator.num_processes > 1:
+            raise RequestError(
+                f"online methods train in one process and were launched in {self.accelerator.num_processes}; each would "
+                "sample and push for itself: start one without a launcher"
+            )
         self.device = self.accelerator.device
         self.tokenizer = load_tokenizer(inputs.start)
         policy = load_policy(inputs.start)

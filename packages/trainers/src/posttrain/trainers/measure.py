@@ -24,6 +24,7 @@ from posttrain.trainers.models import context_length, load_policy
 from posttrain.trainers.online_inputs import fitting_prompts
 from posttrain.trainers.rewards import score_completions
 from posttrain.trainers.rollouts import RenderedPrompt, VersionedPolicy
+from posttrain.trainers.trainer_bridge import quiet
 
 MISMATCH_LIMIT = 0.1
 """Mean absolute difference in nats a token beyond which the service is taken to hold other weights."""
@@ -49,7 +50,9 @@ def measure(
     them. The service is given the checkpoint's weights if it does not serve them as its first version. RequestError
     for a prompt that does not fit the context.
     """
-    model, tokenizer = load_policy(checkpoint).eval(), load_tokenizer(checkpoint)
+    with quiet():
+        model, reference_model = load_policy(checkpoint).eval(), load_policy(reference).eval()
+    tokenizer = load_tokenizer(checkpoint)
     rendered = fitting_prompts(
         [RenderedPrompt(prompt, render_prompt(tokenizer, prompt["prompt"])) for prompt in prompts],
         max_new_tokens,
@@ -62,7 +65,7 @@ def measure(
     )
     completions = [completion for (completion,) in choices]
     scores = score_completions(reward, sources, [prompt.prompt for prompt in rendered], completions)
-    kl = sequence_kl(model, load_policy(reference).eval(), rendered, completions, micro_batch_tokens)
+    kl = sequence_kl(model, reference_model, rendered, completions, micro_batch_tokens)
     items = [
         {
             "id": prompt.prompt["id"],

@@ -27,12 +27,14 @@ from posttrain.trainers.rewards import score_completions, terminal_rewards, weig
 from posttrain.trainers.rollouts import RenderedPrompt, VersionedPolicy, take_prompts
 from posttrain.trainers.stage import StageInputs
 from posttrain.trainers.state import Position, load_state, save_state
+from posttrain.trainers.trainer_bridge import quiet
 from posttrain.trainers.validation import validate
 
 
 def train_online(method: OnlineMethod, settings: OnlineSettings, inputs: StageInputs) -> dict[str, Any]:
     """Runs the loop, or what a killed run left of it, writes `inputs.run.checkpoint` and returns the summary."""
-    return OnlineLoop(method, settings, inputs).train()
+    with quiet():
+        return OnlineLoop(method, settings, inputs).train()
 
 
 class OnlineLoop:

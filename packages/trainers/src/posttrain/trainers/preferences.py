@@ -28,6 +28,7 @@ from posttrain.trainers.phases import Phases
 from posttrain.trainers.rewards import score_completions
 from posttrain.trainers.rollouts import RenderedPrompt, VersionedPolicy
 from posttrain.trainers.stage import StageInputs
+from posttrain.trainers.trainer_bridge import quiet
 
 VERSION = 1
 """Raised when the same settings give other pairs; part of config_hash."""
@@ -60,7 +61,8 @@ class Settings(BaseSettings):
 def train(settings: Settings, inputs: StageInputs) -> dict[str, Any]:
     """Writes `pairs.jsonl` and `heldout.jsonl` into the run directory; the counts as summary."""
     policy_client, reward = services(inputs)
-    model = load_policy(inputs.start)
+    with quiet():
+        model = load_policy(inputs.start)
     prompts = read_prompts(
         inputs.source,
         inputs.seed,

@@ -112,7 +112,7 @@ def train(settings: Settings, inputs: StageInputs) -> dict[str, Any]:
         )
         model.config.reward_offset = offset
         save_checkpoint(model, tokenizer, inputs.run.checkpoint)
-    result = {"fingerprint": inputs.run.path.name, "accuracy": accuracy, "reward_offset": offset, "samples": samples}
+    result = {"run": inputs.run.path.name, "accuracy": accuracy, "reward_offset": offset, "samples": samples}
     _publish(inputs, result)
     return {
         **summary,

@@ -79,6 +79,7 @@ def run_stage(method: str, settings: Settings, inputs: StageInputs, identity: St
     with run.lock():
         _refuse_another_run(run, identity)
         if run.finished:
+            shutil.rmtree(run.state, ignore_errors=True)  # a crash just after finishing leaves it
             return run.provenance()
         resumed = run.state.exists()
         config = resolved_config(method, settings, inputs, identity)

@@ -4,6 +4,7 @@ Accelerate writes policy, extra modules, optimiser and generators; `Position` ad
 method's own state. Each save is a folder of its own that appears whole; only the newest is kept.
 """
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,15 @@ class Position:
 def save_state(accelerator: Accelerator, folder: Path, step: int) -> None:
     """Saves all that was prepared or registered with `accelerator` as `folder/step-N`, and drops older saves."""
     newest = folder / f"step-{step:06d}"
+    # Accelerate warns at each save that tied weights are written once, which is as it should be.
+    logger = logging.getLogger("accelerate.utils.other")
+    level = logger.level
     with atomic_directory(newest) as new:
-        accelerator.save_state(str(new), safe_serialization=True)
+        logger.setLevel(logging.ERROR)
+        try:
+            accelerator.save_state(str(new), safe_serialization=True)
+        finally:
+            logger.setLevel(level)
     for old in folder.iterdir():
         if old != newest:
             shutil.rmtree(old)
