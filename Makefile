@@ -1,0 +1,83 @@
+# The jobs of this repository. `make help` lists them; each makes the environment on first use and reuses it after.
+
+PYTHON   ?= python3
+PIP_ARGS ?=
+METHOD   ?= ppo
+RECIPE   ?= nano
+SEED     ?= 0
+ARGS     ?=
+WORKERS  ?= 2
+SERVE    ?= policy
+
+VENV     := .venv
+BIN      := $(VENV)/bin
+READY    := $(VENV)/.ready
+PACKAGES := core data reward-model[service] rollout[service] trainers eval-harness llm-judge lab
+PIP      := $(BIN)/python -m pip --quiet --disable-pip-version-check $(PIP_ARGS)
+SOURCES  := $(wildcard packages/*/src)
+# Tests share the cores among processes: one thread each, and each file's tests stay in one process.
+PYTEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train serve test test-fast test-slow lint types check-imports wheels nano-base constraints clean
+
+help: ## Show this list.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+	@echo
+	@echo '  PYTHON=python3.12       the interpreter that make setup uses (3.11 or newer)'
+	@echo '  PIP_ARGS="…"            more arguments for pip, such as another index'
+
+setup: $(READY) ## Create .venv with all packages, editable, and the tools, as constraints.txt pins them.
+
+# The build tools come first, so that not every package builds an environment of its own for them; modules are compiled
+# when they are first imported. Together that halves the time.
+$(READY): constraints.txt requirements-build.txt requirements-dev.txt $(wildcard packages/*/pyproject.toml)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "$(PYTHON) is older than Python 3.11: make setup PYTHON=…" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint constraints.txt --requirement requirements-build.txt
+	$(PIP) install --constraint constraints.txt --no-build-isolation --no-compile \
+	  --requirement requirements-dev.txt $(foreach package,$(PACKAGES),--editable 'packages/$(package)')
+	@touch $@
+
+train: $(READY) ## Train METHOD=ppo and what it needs, evaluate, print the table (RECIPE=nano SEED=0 ARGS="--set …" POLICY_URL= REWARD_URL=).
+	posttrain train $(METHOD) --recipe $(RECIPE) --seed $(SEED) $(ARGS)
+
+serve: $(READY) ## Serve SERVE=policy or reward in the foreground (ARGS="CHECKPOINT --port …").
+	posttrain serve $(SERVE) $(ARGS)
+
+test: $(READY) ## Run the default tests (ARGS="-k …").
+	$(PYTEST) $(ARGS)
+
+test-fast: $(READY) ## Run the tests that start no server and train nothing, in under a minute.
+	$(PYTEST) -m 'not fast_excluded' $(ARGS)
+
+test-slow: $(READY) ## Run the tests marked slow.
+	$(PYTEST) -m 'slow and not container and not gpu and not peer' --timeout 1800 $(ARGS)
+
+lint: $(READY) ## Check style and format with ruff.
+	ruff check .
+	ruff format --check .
+
+types: $(READY) ## Check types with mypy.
+	mypy $(SOURCES)
+
+check-imports: $(READY) ## Check that packages import one way only, and nothing heavy where it must not be.
+	lint-imports
+
+wheels: $(READY) ## Build the wheel of every package into dist/.
+	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist $(wildcard packages/*)
+
+nano-base: $(READY) ## Rebuild the nano lab's base checkpoint from its generator and seed (minutes).
+	python -m posttrain.trainers.nano_base $(ARGS)
+
+constraints: $(READY) ## Write the versions that .venv has to constraints.txt.
+	{ echo '# Every version of the tested set, transitive ones too. Written by make constraints.'; \
+	  $(PIP) freeze --all --exclude-editable | grep -v '^pip==' | sed 's/+cpu$$//'; } > constraints.txt.tmp
+	mv constraints.txt.tmp constraints.txt
+	touch $(READY)
+
+clean: ## Remove the environment, wheels and caches; runs/ stays.
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
