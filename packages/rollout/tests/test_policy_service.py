@@ -93,7 +93,7 @@ def test_tokens_arrive_one_by_one(client):
 
 
 def test_the_service_stays_alive_while_it_generates(server):
-    wish = {"model": "policy", "prompt": [[5]] * 200, "n": 4, "max_tokens": 200, "ignore_eos": True}
+    wish = {"model": "policy", "prompt": [[5]] * 256, "n": 1, "max_tokens": 120, "ignore_eos": True}
     done = threading.Event()
 
     def generate():
