@@ -28,7 +28,7 @@ class Learners:
         self.accelerator = Accelerator(mixed_precision="no" if settings.precision == "fp32" else settings.precision)
         if self.accelerator.num_processes > 1:
             raise RequestError(
-                f"online methods train in one process and were launched in {self.accelerator.num_processes}; each would "
+                f"online methods train in one process, not in {self.accelerator.num_processes}, each of which would "
                 "sample and push for itself: start one without a launcher"
             )
         self.device = self.accelerator.device

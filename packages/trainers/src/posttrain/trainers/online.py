@@ -71,7 +71,6 @@ class OnlineLoop:
     def train(self) -> dict[str, Any]:
         """Runs the steps that are left, writes the checkpoint and returns the summary for provenance."""
         with Progress(self.settings.steps, "training") as progress:
-            progress.advance(self.position.step)
             while self.position.step < self.settings.steps:
                 step, phases = self.position.step, Phases()
                 metrics = self.validate(phases)
