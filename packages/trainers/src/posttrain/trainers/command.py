@@ -66,7 +66,7 @@ def stage(
     }
     mapping = apply_overrides(read_yaml(settings) if settings else {}, set_ or [])
     chosen = validate(module.Settings, mapping, str(settings) if settings and not set_ else f"settings of {method}")
-    identity = StageIdentity(method, module.VERSION, {**definition, "settings": chosen.model_dump(mode="json")}, seed)
+    identity = StageIdentity(method, module.VERSION, {**definition, "settings": chosen.definition()}, seed)
     run = RunDirectory(out.resolve())
     inputs = StageInputs(
         run=run,
