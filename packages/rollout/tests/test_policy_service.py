@@ -93,11 +93,12 @@ def test_tokens_arrive_one_by_one(client):
 
 
 def test_the_service_stays_alive_while_it_generates(server):
-    wish = {"model": "policy", "prompt": [[5]] * 256, "n": 1, "max_tokens": 120, "ignore_eos": True}
+    wish = {"model": "policy", "prompt": [[5]] * 256, "n": 2, "max_tokens": 250, "ignore_eos": True}
     done = threading.Event()
+    statuses = []
 
     def generate():
-        httpx.post(server.url + "/v1/completions", json=wish, timeout=120)
+        statuses.append(httpx.post(server.url + "/v1/completions", json=wish, timeout=120).status_code)
         done.set()
 
     threading.Thread(target=generate, daemon=True).start()
@@ -107,7 +108,8 @@ def test_the_service_stays_alive_while_it_generates(server):
         start = time.monotonic()
         assert httpx.get(server.url + "/livez", timeout=10).status_code == 200
         slowest = max(slowest, time.monotonic() - start)
-    assert slowest < 2.0
+    assert statuses == [200]
+    assert 0 < slowest < 2.0
 
 
 def test_a_client_that_leaves_stops_the_generation(server):
