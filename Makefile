@@ -51,8 +51,8 @@ serve: $(READY) ## Serve SERVE=policy or reward in the foreground (ARGS="CHECKPO
 test: $(READY) ## Run the default tests (ARGS="-k …").
 	$(PYTEST) $(ARGS)
 
-test-fast: $(READY) ## Run the tests that start no server and train nothing, in under a minute.
-	$(PYTEST) -m 'not fast_excluded' $(ARGS)
+test-fast: $(READY) ## Run the tests that start no server and train nothing (under a minute).
+	$(PYTEST) -m 'not long and not service and not slow and not container and not gpu and not peer' $(ARGS)
 
 test-slow: $(READY) ## Run the tests marked slow.
 	$(PYTEST) -m 'slow and not container and not gpu and not peer' --timeout 1800 $(ARGS)

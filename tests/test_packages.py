@@ -16,6 +16,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("core", "data", "reward-model", "rollout", "trainers", "eval-harness", "llm-judge", "lab")
 

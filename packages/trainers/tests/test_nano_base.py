@@ -11,6 +11,8 @@ from posttrain.data.nano import BASE, GENERATOR_VERSION
 from posttrain.trainers import nano_base
 from posttrain.trainers.nano_base import Pretraining, batches, build_model, pretrain
 
+pytestmark = pytest.mark.long
+
 TOLERANCE = 0.02
 """Nats. Muon's bfloat16 products round differently on processors without bfloat16 instructions."""
 

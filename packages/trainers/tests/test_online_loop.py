@@ -24,6 +24,8 @@ from posttrain.trainers.phases import Phases
 from posttrain.trainers.rewards import terminal_rewards, weighted_sum
 from posttrain.trainers.rollouts import RenderedPrompt, held_version, take_prompts
 
+pytestmark = pytest.mark.long
+
 
 def weights(run):
     return safetensors.torch.load_file(run.checkpoint / "model.safetensors")

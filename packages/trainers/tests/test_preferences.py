@@ -18,6 +18,8 @@ from posttrain.data.sources import Source, load_pairs
 from posttrain.trainers import preferences
 from posttrain.trainers.pairs import flip_labels, pairs_of_prompt
 
+pytestmark = pytest.mark.long
+
 PROMPT = {"id": "p", "prompt": [{"role": "user", "content": "?"}], "reference": None, "kind": "k"}
 
 

@@ -17,6 +17,8 @@ from posttrain.trainers import reward_model, sft, trainer_bridge
 from posttrain.trainers.stage import StageInputs, run_stage
 from posttrain.trainers.trainer_bridge import COMPLETE, newest_checkpoint
 
+pytestmark = pytest.mark.long
+
 TIMES = ("seconds", "tokens_per_second")
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification
 from trl import RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from posttrain.core.clients import Completion, PolicyClient
+from posttrain.core.clients import Completion
 from posttrain.core.errors import RequestError
 from posttrain.core.runs import RunDirectory, StageIdentity
 from posttrain.data.chat import render_completion
@@ -19,8 +19,11 @@ from posttrain.trainers import reward_model
 from posttrain.trainers.comparisons import Comparison, comparisons, from_pair
 from posttrain.trainers.models import align_special_tokens, load_policy, load_sequence_classifier
 from posttrain.trainers.reward_accuracy import pairwise_accuracy, reward_offset, score
+from posttrain.trainers.rollouts import VersionedPolicy
 from posttrain.trainers.stage import StageInputs, run_stage
 from posttrain.trainers.trainer_bridge import quiet
+
+pytestmark = pytest.mark.long
 
 QUICK = {"max_length": 128, "batch_size": 8, "epochs": 4, "log_every": 1, "lr": 5e-3, "held_out": 0.25}
 
@@ -92,13 +95,13 @@ def test_the_offset_centres_the_held_out_answers(run_rm, tiny_tokenizer, pairs):
     assert abs(every.mean() - summary["reward_offset"]) < 0.2 * margin
 
 
-class Policy(PolicyClient):
+class Policy(VersionedPolicy):
     """Answers `yes`, finished or cut off in turn."""
 
     def __init__(self):
         pass
 
-    def complete(self, prompts, *, version, max_tokens, n=1, temperature=1.0, top_p=1.0, seed=None):
+    def complete(self, prompts, step, *, n, max_tokens, temperature, seed):
         return [
             [Completion([1], [0.0], "yes", "stop" if index % 2 == 0 else "length")] for index in range(len(prompts))
         ]

@@ -18,6 +18,8 @@ from posttrain.trainers.models import align_special_tokens, load_policy
 from posttrain.trainers.stage import StageInputs, run_stage
 from posttrain.trainers.trainer_bridge import quiet
 
+pytestmark = pytest.mark.long
+
 QUICK = {"max_length": 96, "batch_size": 8, "epochs": 2, "log_every": 1, "eval_every": 4, "save_every": 4}
 
 
