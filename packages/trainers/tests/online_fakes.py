@@ -90,6 +90,14 @@ class FakePolicy:
         return Completion(new, logprobs, self.tokenizer.decode(new, skip_special_tokens=True), finish)
 
 
+class StubbornPolicy(FakePolicy):
+    """Says that it took the weights, and keeps its own."""
+
+    def push(self, version, weights):
+        self.version = version
+        return {"id": f"policy@{version}"}
+
+
 class FakeReward:
     """`rm`: the share of lower-case letters; `verifier`: 1 for an even number of characters."""
 

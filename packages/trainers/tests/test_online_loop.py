@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from online_fakes import FakePolicy, rows_without_times, tiny_inputs, tiny_model, tiny_settings
+from online_fakes import FakePolicy, StubbornPolicy, rows_without_times, tiny_inputs, tiny_model, tiny_settings
 
 from posttrain.core.errors import RequestError, WorkError
 from posttrain.trainers import ppo
@@ -47,11 +47,11 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path):
     assert not same_bits(runs["a"], runs["c"])
 
 
-def test_each_step_asks_for_its_own_version_and_pushes_the_next(tmp_path):
+def test_start_is_pushed_then_each_step_asks_for_its_own_version_and_pushes_the_next(tmp_path):
     inputs = tiny_inputs(tmp_path)
     ppo.train(tiny_settings(steps=3), inputs)
-    assert inputs.policy.asked == [0, 1, 2]
-    assert inputs.policy.pushed == [1, 2, 3]
+    assert inputs.policy.asked == [1, 2, 3]
+    assert inputs.policy.pushed == [1, 2, 3, 4]
 
 
 def test_the_service_ends_with_the_weights_of_the_checkpoint(tmp_path):
@@ -89,14 +89,22 @@ def test_a_service_that_holds_later_versions_is_pushed_beyond_them(tmp_path):
     ppo.train(tiny_settings(), fresh)
     used = tiny_inputs(tmp_path, "used", policy=fresh.policy)
     ppo.train(tiny_settings(), used)
-    assert min(used.policy.pushed[4:]) == 5
+    assert used.policy.pushed == sorted(set(used.policy.pushed))
     assert same_bits(fresh.run, used.run)
 
 
-def test_a_service_with_other_weights_stops_the_run(tmp_path):
-    inputs = tiny_inputs(tmp_path)
+def test_a_service_that_started_from_another_checkpoint_is_given_the_right_weights(tmp_path):
     save_checkpoint(*tiny_model(seed=1), tmp_path / "other")
-    inputs = dataclasses.replace(inputs, policy=FakePolicy(tmp_path / "other"))
+    right = tiny_inputs(tmp_path, "right")
+    other = tiny_inputs(tmp_path, "other-start", policy=FakePolicy(tmp_path / "other"))
+    for inputs in (right, other):
+        ppo.train(tiny_settings(), inputs)
+    assert same_bits(right.run, other.run)
+
+
+def test_a_service_with_other_weights_stops_the_run(tmp_path):
+    save_checkpoint(*tiny_model(seed=1), tmp_path / "other")
+    inputs = tiny_inputs(tmp_path, policy=StubbornPolicy(tmp_path / "other"))
     with pytest.raises(WorkError, match="serves other weights"):
         ppo.train(tiny_settings(), inputs)
 
@@ -104,7 +112,7 @@ def test_a_service_with_other_weights_stops_the_run(tmp_path):
 def test_a_service_that_always_forgets_is_an_error(tmp_path):
     inputs = tiny_inputs(tmp_path)
     inputs.policy.push = lambda version, weights: {}
-    with pytest.raises(WorkError, match="lost the weights of step 1"):
+    with pytest.raises(WorkError, match="lost the weights of step 0"):
         ppo.train(tiny_settings(), inputs)
 
 
@@ -296,13 +304,13 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path, controlle
     settings = tiny_settings(steps=6, save_every=2, kl_controller=controller, kl_target=0.5)
     whole, broken = tiny_inputs(tmp_path, "whole"), tiny_inputs(tmp_path, "broken")
     ppo.train(settings, whole)
-    stop_at(broken.policy, 5)
+    stop_at(broken.policy, 6)
     with pytest.raises(Interrupted):
         ppo.train(settings, broken)
     assert len(rows_without_times(broken.run)) == 5  # one step beyond the newest save
     again = tiny_inputs(tmp_path, "broken")
     ppo.train(settings, again)
-    assert again.policy.asked[:2] == [4, 4]  # a new service: asked, pushed, asked again
+    assert again.policy.pushed[0] == again.policy.asked[0] == 4  # the step that the newest state is of
     assert same_bits(whole.run, again.run)
     assert rows_without_times(whole.run) == rows_without_times(again.run)
 

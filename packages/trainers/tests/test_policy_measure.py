@@ -8,7 +8,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from online_fakes import FakePolicy, FakeReward, tiny_inputs, tiny_model
+from online_fakes import FakePolicy, FakeReward, StubbornPolicy, tiny_inputs, tiny_model
 
 from posttrain.core.clients import Completion
 from posttrain.core.errors import WorkError
@@ -100,4 +100,4 @@ def test_a_service_that_moved_on_gets_the_checkpoint_to_measure(checkpoints):
 def test_samples_of_other_weights_are_refused(checkpoints):
     save_checkpoint(*tiny_model(seed=5), checkpoints[0].parent / "other")
     with pytest.raises(WorkError, match="serves other weights"):
-        measured(checkpoints, FakePolicy(checkpoints[0].parent / "other"))
+        measured(checkpoints, StubbornPolicy(checkpoints[0].parent / "other"))

@@ -5,7 +5,6 @@ Knows how to load, step, export and hand out weights; knows nothing of rollouts,
 
 from typing import Any
 
-import safetensors.torch
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -13,7 +12,7 @@ from accelerate.state import AcceleratorState
 from posttrain.core.errors import RequestError
 from posttrain.data.chat import load_tokenizer
 from posttrain.trainers.method import REF_LOGPROBS, OnlineMethod
-from posttrain.trainers.models import load_policy
+from posttrain.trainers.models import load_policy, weights_file
 from posttrain.trainers.online_settings import OnlineSettings
 from posttrain.trainers.stage import StageInputs
 
@@ -79,9 +78,3 @@ class Learners:
     def policy_weights(self) -> bytes:
         """One safetensors file of the policy's parameters under its own names, fp32; tied ones once."""
         return weights_file(self.plain_policy(), self.accelerator.get_state_dict(self.policy))
-
-
-def weights_file(model: Any, state: dict[str, torch.Tensor]) -> bytes:
-    """The entries of `state` that are parameters of `model`, as a safetensors file in fp32."""
-    names = {name for name, _ in model.named_parameters()}
-    return safetensors.torch.save({name: state[name].float().cpu().contiguous() for name in sorted(names)})

@@ -19,11 +19,10 @@ from posttrain.data.chat import load_tokenizer, render_prompt
 from posttrain.data.rows import Prompt
 from posttrain.trainers.forward import completion_logprobs, micro_batches, pad_rows
 from posttrain.trainers.kl import k1
-from posttrain.trainers.learners import weights_file
 from posttrain.trainers.models import context_length, load_policy
 from posttrain.trainers.online_inputs import fitting_prompts
 from posttrain.trainers.rewards import score_completions
-from posttrain.trainers.rollouts import RenderedPrompt, VersionedPolicy
+from posttrain.trainers.rollouts import RenderedPrompt, fixed_policy
 from posttrain.trainers.trainer_bridge import quiet
 
 MISMATCH_LIMIT = 0.1
@@ -47,8 +46,7 @@ def measure(
 
     `{"n", "kl": {"value", "standard_error"}, "rewards": {source: {"value", "standard_error"}}, "truncated",
     "length", "items": [{"id", "kind", "kl", "scores", "text", "finish_reason"}]}`. Scores are as the service gives
-    them. The service is given the checkpoint's weights if it does not serve them as its first version. RequestError
-    for a prompt that does not fit the context.
+    them. The service is given the checkpoint's weights. RequestError for a prompt that does not fit the context.
     """
     with quiet():
         model, reference_model = load_policy(checkpoint).eval(), load_policy(reference).eval()
@@ -59,9 +57,14 @@ def measure(
         context_length(model),
         max_prompt_tokens,
     )
-    service = VersionedPolicy(policy, lambda: weights_file(model, model.state_dict()), step=0)
+    service = fixed_policy(policy, checkpoint)
     choices = service.complete(
-        rendered, 0, n=1, max_tokens=max_new_tokens, temperature=1.0, seed=derive_seed(seed, "measure")
+        [prompt.ids for prompt in rendered],
+        0,
+        n=1,
+        max_tokens=max_new_tokens,
+        temperature=1.0,
+        seed=derive_seed(seed, "measure"),
     )
     completions = [completion for (completion,) in choices]
     scores = score_completions(reward, sources, [prompt.prompt for prompt in rendered], completions)

@@ -7,6 +7,7 @@ provenance is the run's.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors.torch
 import torch
 from transformers import (
     AutoConfig,
@@ -121,3 +122,9 @@ def _refuse_pickles(folder: Path) -> None:
             "convert it to safetensors"
         )
     raise RequestError(f"checkpoint {folder} holds no *.safetensors file")
+
+
+def weights_file(model: Any, state: dict[str, torch.Tensor]) -> bytes:
+    """The entries of `state` that are parameters of `model`, as a safetensors file in fp32."""
+    names = {name for name, _ in model.named_parameters()}
+    return safetensors.torch.save({name: state[name].float().cpu().contiguous() for name in sorted(names)})

@@ -109,7 +109,7 @@ class OnlineLoop:
             self.position.cursor += wanted
             with phases("generation"):
                 completions = self.policy.complete(
-                    prompts,
+                    [prompt.ids for prompt in prompts],
                     step,
                     n=settings.samples_per_prompt,
                     max_tokens=settings.max_new_tokens,

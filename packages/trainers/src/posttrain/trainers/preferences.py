@@ -20,13 +20,12 @@ from posttrain.core.metrics import MetricsLog, Progress
 from posttrain.core.seeds import derive_seed
 from posttrain.data.chat import load_tokenizer
 from posttrain.data.rows import Prompt
-from posttrain.trainers.learners import weights_file
 from posttrain.trainers.models import context_length, load_policy
 from posttrain.trainers.online_inputs import read_prompts, services
 from posttrain.trainers.pairs import flip_labels, pairs_of_prompt
 from posttrain.trainers.phases import Phases
 from posttrain.trainers.rewards import score_completions
-from posttrain.trainers.rollouts import RenderedPrompt, VersionedPolicy
+from posttrain.trainers.rollouts import RenderedPrompt, VersionedPolicy, fixed_policy
 from posttrain.trainers.stage import StageInputs
 from posttrain.trainers.trainer_bridge import quiet
 
@@ -71,7 +70,7 @@ def train(settings: Settings, inputs: StageInputs) -> dict[str, Any]:
         max_new_tokens=settings.max_new_tokens,
         max_prompt_tokens=settings.max_prompt_tokens,
     )
-    policy = VersionedPolicy(policy_client, lambda: weights_file(model, model.state_dict()), step=0)
+    policy = fixed_policy(policy_client, inputs.start)
     chunks = [prompts[i : i + settings.chunk_prompts] for i in range(0, len(prompts), settings.chunk_prompts)]
     files = [inputs.run.state / f"chunk-{number:05d}.jsonl" for number in range(len(chunks))]
     log = MetricsLog(inputs.run.metrics_path, inputs.trackers, inputs.run.path.name)
@@ -109,7 +108,7 @@ def sample_chunk(
     phases, k = Phases(), settings.samples_per_prompt
     with phases("generation"):
         choices = policy.complete(
-            prompts,
+            [prompt.ids for prompt in prompts],
             0,
             n=k,
             max_tokens=settings.max_new_tokens,

@@ -13,11 +13,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from trl.trainer.utils import pad
 
-from posttrain.core.clients import PolicyClient
 from posttrain.core.seeds import derive_seed
 from posttrain.core.statistics import mean_and_se, paired_difference
 from posttrain.data.chat import render_completion, render_prompt
 from posttrain.trainers.comparisons import Comparison
+from posttrain.trainers.rollouts import VersionedPolicy
 
 BATCH = 64
 
@@ -80,7 +80,7 @@ def reward_offset(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     rows: Sequence[Comparison],
-    policy: PolicyClient | None,
+    policy: VersionedPolicy | None,
     prompts: int,
     max_tokens: int,
     seed: int,
@@ -97,9 +97,11 @@ def reward_offset(
         messages = list({row.prompt_key: row.prompt for row in rows}.values())[:prompts]
         sampled = policy.complete(
             [render_prompt(tokenizer, prompt) for prompt in messages],
-            version=None,
+            step=0,
+            n=1,
             max_tokens=max_tokens,
-            seed=derive_seed(seed, "reward offset") % 2**31,
+            temperature=1.0,
+            seed=derive_seed(seed, "reward offset"),
         )
         sequences = [
             render_completion(tokenizer, prompt, choices[0].text, choices[0].finish_reason == "stop")

@@ -28,6 +28,7 @@ from posttrain.trainers.optimizers import build_optimizer
 from posttrain.trainers.order import training_order
 from posttrain.trainers.ranking_loss import ranking_loss
 from posttrain.trainers.reward_accuracy import pairwise_accuracy, reward_offset
+from posttrain.trainers.rollouts import fixed_policy
 from posttrain.trainers.shared_prompt import SharedPromptCollator
 from posttrain.trainers.stage import StageInputs
 from posttrain.trainers.trainer_bridge import (
@@ -107,8 +108,9 @@ def train(settings: Settings, inputs: StageInputs) -> dict[str, Any]:
         lengths = [row.tokens for row in rows]
         summary = train_and_report(trainer, "rm", metrics, lengths, settings.batch_size, evaluate, settings.eval_every)
         accuracy = {kind: asdict(value) for kind, value in pairwise_accuracy(model, tokenizer, test).items()}
+        policy = fixed_policy(inputs.policy, inputs.start) if inputs.policy else None
         offset, samples = reward_offset(
-            model, tokenizer, test, inputs.policy, settings.offset_prompts, settings.offset_max_tokens, inputs.seed
+            model, tokenizer, test, policy, settings.offset_prompts, settings.offset_max_tokens, inputs.seed
         )
         model.config.reward_offset = offset
         save_checkpoint(model, tokenizer, inputs.run.checkpoint)

@@ -8,6 +8,7 @@ connection errors and 503, the client retries.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from posttrain.core.clients import Completion, PolicyClient, StaleVersion
 from posttrain.core.errors import WorkError
 from posttrain.core.seeds import derive_seed
 from posttrain.data.rows import Prompt
+from posttrain.trainers.models import load_policy, weights_file
 
 MAX_PUSHES = 5
 """How often one request may find the service without its version before something is wrong for good."""
@@ -45,31 +47,35 @@ def take_prompts(prompts: Sequence[RenderedPrompt], cursor: int, count: int, see
 class VersionedPolicy:
     """The policy service as the loop sees it: always the weights of one step, whatever happened to the service.
 
-    Step s is the service's version s, unless the service already holds weights of somebody else or of a later step
-    (it outlived a killed trainer): versions only go up, so the numbers are then shifted beyond the one it holds.
+    The weights are pushed before the first request: whatever a service started with may be another checkpoint. Step s
+    is version s unless the service holds that or a later one already (it outlived a trainer): versions only go up, so
+    the numbers are then shifted beyond the one it holds.
     """
 
     def __init__(self, client: PolicyClient, weights: Callable[[], bytes], step: int) -> None:
         self._client = client
         self._weights = weights
         held = held_version(client.models())
-        self._shift = 0 if held < step or held == step == 0 else held + 1 - step
+        self._shift = 0 if held < step else held + 1 - step
+        self._pushed = False
         self.repeated_pushes = 0
         """How often the weights had to be pushed again because the service had lost them."""
 
     def push(self, step: int) -> None:
         """Makes the current weights the service's version of `step`."""
         self._client.push(step + self._shift, self._weights())
+        self._pushed = True
 
     def complete(
-        self, prompts: Sequence[RenderedPrompt], step: int, *, n: int, max_tokens: int, temperature: float, seed: int
+        self, prompts: Sequence[list[int]], step: int, *, n: int, max_tokens: int, temperature: float, seed: int
     ) -> list[list[Completion]]:
-        """`n` completions of each prompt by the weights of `step`; each has a seed from (seed, prompt, choice)."""
-        ids = [prompt.ids for prompt in prompts]
+        """`n` completions of each prompt (ids) by the weights of `step`, each with a seed of (seed, prompt, choice)."""
+        if not self._pushed:
+            self.push(step)
         for _ in range(MAX_PUSHES):
             try:
                 return self._client.complete(
-                    ids,
+                    prompts,
                     version=step + self._shift,
                     n=n,
                     max_tokens=max_tokens,
@@ -83,6 +89,16 @@ class VersionedPolicy:
             f"the policy service lost the weights of step {step} {MAX_PUSHES} times; "
             "does something else push to it, or does it run out of memory?"
         )
+
+
+def fixed_policy(client: PolicyClient, checkpoint: Path) -> VersionedPolicy:
+    """The service as a stage sees it that samples from one checkpoint and trains nothing; ask it for step 0."""
+
+    def weights() -> bytes:
+        model = load_policy(checkpoint)
+        return weights_file(model, model.state_dict())
+
+    return VersionedPolicy(client, weights, step=0)
 
 
 def held_version(models: Mapping[str, Any]) -> int:

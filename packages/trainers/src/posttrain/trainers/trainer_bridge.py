@@ -221,9 +221,7 @@ def _learning_rates(optimizer: torch.optim.Optimizer, first: float) -> dict[str,
     scales all groups alike."""
     groups = optimizer.param_groups
     scale = first / groups[0]["initial_lr"]
-    return {
-        "muon_lr" if group.get("algorithm") == "muon" else "lr": scale * group["initial_lr"] for group in groups
-    }
+    return {"muon_lr" if group.get("algorithm") == "muon" else "lr": scale * group["initial_lr"] for group in groups}
 
 
 def tokens_after_steps(lengths: Sequence[int], order: Sequence[int], batch_size: int) -> list[int]:

@@ -23,7 +23,7 @@ def validate(
 ) -> dict[str, float]:
     """`validation/<source>` and its standard error, raw and unweighted, the gold one by kind of prompt as well."""
     choices = policy.complete(
-        prompts,
+        [prompt.ids for prompt in prompts],
         step,
         n=1,
         max_tokens=settings.max_new_tokens,
