@@ -115,6 +115,20 @@ def test_the_seed_decides_the_order_and_no_row_is_lost(tmp_path):
     assert {r["id"] for r in zero} == {r["id"] for r in one} == {f"p.jsonl/train/{n}" for n in range(20)}
 
 
+@pytest.mark.parametrize("path", ["nano", "p.jsonl"])
+def test_what_one_source_takes_another_can_leave(tmp_path, path):
+    name = path if path == "nano" else write(tmp_path / path, PROMPTS)
+    validation = load_prompts(Source(path=name, rows=5), seed=3)
+    training = load_prompts(Source(path=name, skip=5), seed=3)
+    everything = load_prompts(Source(path=name), seed=3)
+    assert validation + training == everything
+
+
+def test_skipping_every_row_is_refused(tmp_path):
+    with pytest.raises(RequestError, match="has 20 rows of split 'train'; skip leaves none"):
+        load_prompts(Source(path=write(tmp_path / "p.jsonl", PROMPTS), skip=20), seed=0)
+
+
 def test_an_id_column_names_the_row(tmp_path):
     source = Source(path=write(tmp_path / "p.jsonl", [{"id": "x-7", "prompt": "a", "kind": "riddle"}]))
     (row,) = load_prompts(source, 0)
@@ -263,7 +277,7 @@ def test_the_description_follows_content_not_place(tmp_path):
     assert describe_source(first) != describe_source(edited)
 
 
-@pytest.mark.parametrize("change", [{"rows": 5}, {"split": "test"}, {"columns": {"reference": "gold"}}])
+@pytest.mark.parametrize("change", [{"rows": 5}, {"skip": 5}, {"split": "test"}, {"columns": {"reference": "gold"}}])
 def test_every_part_of_a_source_changes_the_description(tmp_path, change):
     path = write(tmp_path / "p.jsonl", PROMPTS)
     assert describe_source(Source(path=path)) != describe_source(Source(path=path, **change))
@@ -274,6 +288,7 @@ def test_nano_is_described_by_its_generators_version():
         "path": "nano",
         "split": "train",
         "rows": 9,
+        "skip": 0,
         "generator": nano.GENERATOR_VERSION,
     }
 

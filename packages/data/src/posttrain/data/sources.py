@@ -45,6 +45,8 @@ class Source(Settings):
     """The Hub's branch, tag or commit; resolved to a commit and recorded. With one, mirrors are not looked at."""
     rows: int | None = Field(default=None, gt=0)
     """How many rows to take, after shuffling by the run's seed; none: all."""
+    skip: int = Field(default=0, ge=0)
+    """How many of the shuffled rows to pass over first: what another source of the same split takes, this one leaves."""
     format: str | None = None
     """A name in posttrain.data.formats; none: the one of the Hub id, else `generic`."""
     columns: dict[str, str] = Field(default_factory=dict)
@@ -128,7 +130,13 @@ def describe_source(source: Source) -> dict[str, Any]:
     selection is the run's, which the fingerprint holds.
     """
     if source.path == NANO:
-        return {"path": NANO, "split": source.split, "rows": source.rows, "generator": generated.version()}
+        return {
+            "path": NANO,
+            "split": source.split,
+            "rows": source.rows,
+            "skip": source.skip,
+            "generator": generated.version(),
+        }
     format_ = find_format(source.path, source.format)
     origin = _locate(source, format_)
     return {
@@ -137,6 +145,7 @@ def describe_source(source: Source) -> dict[str, Any]:
         "split": source.split,
         **origin.definition(),
         "rows": source.rows,
+        "skip": source.skip,
         "format": f"{format_.name}@{format_.version}",
         "columns": format_.column_of(source.columns),
     }
@@ -192,9 +201,14 @@ def _warn_if_fewer(dataset: str, there: int, source: Source) -> None:
 
 
 def _order(count: int, source: Source, seed: int) -> list[int]:
+    """The numbers of a data set's rows in the run's order, from the first that `skip` leaves."""
     order = list(range(count))
     random.Random(derive_seed(seed, "rows", source.split)).shuffle(order)
-    return order
+    if source.skip and source.skip >= count:
+        raise RequestError(
+            f"dataset {source.path} has {count} rows of split '{source.split}'; skip leaves none of them"
+        )
+    return order[source.skip :]
 
 
 def _kind(format_: Format, record: Record) -> str:
