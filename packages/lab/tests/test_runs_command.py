@@ -15,7 +15,7 @@ def make(root, stage, *, seed=0, finished=True):
     run.path.mkdir(parents=True)
     (run.path / "config.yaml").write_text(yaml.safe_dump({"stage": stage, "seed": seed}))
     if finished:
-        run.finish({"stage": stage, "seed": seed, "cost": {"seconds": 2.0}, "fingerprint": run.path.name})
+        run.finish({"stage": stage, "seed": seed, "cost": {"wall_seconds": 2.0}, "fingerprint": run.path.name})
     return run
 
 
@@ -40,7 +40,7 @@ def test_list_tells_finished_running_and_unfinished_apart(tmp_path, capsys):
 def test_show_finds_a_run_by_the_beginning_of_its_fingerprint(tmp_path, capsys):
     run = make(tmp_path, "sft")
     shown = listed(capsys, "show", run.path.name[:5], "--runs", str(tmp_path))
-    assert shown["provenance"]["cost"] == {"seconds": 2.0}
+    assert shown["provenance"]["cost"] == {"wall_seconds": 2.0}
 
 
 def test_show_of_an_unknown_run_says_where_to_look(tmp_path, capsys):

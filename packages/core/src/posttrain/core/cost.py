@@ -1,6 +1,6 @@
 """What a piece of work cost: wall time, core-seconds and peak memory of this process and its children.
 
-Memory is the sum of the proportional set sizes (PSS) of the process tree on Linux, sampled twice a second; elsewhere
+Memory is the sum of the proportional set sizes (PSS) of the process tree on Linux, sampled once a second; elsewhere
 the sum of resident sizes. Core-seconds are CPU seconds of the tree, those of children that ended and of services
 started elsewhere on its behalf (`also`) included.
 """
@@ -31,7 +31,7 @@ class Cost:
 class CostMeter:
     """Measures the work inside its `with` block; `cost` holds the figures afterwards."""
 
-    SAMPLE_SECONDS = 0.5
+    SAMPLE_SECONDS = 1.0
 
     def __init__(self, also: Iterable[int] = ()) -> None:
         """`also`: process ids outside this tree that work for it."""

@@ -46,7 +46,7 @@ class Source(Settings):
     rows: int | None = Field(default=None, gt=0)
     """How many rows to take, after shuffling by the run's seed; none: all."""
     skip: int = Field(default=0, ge=0)
-    """How many of the shuffled rows to pass over first: what another source of the same split takes, this one leaves."""
+    """How many of the shuffled rows to pass over first: those that another source of the same split takes."""
     format: str | None = None
     """A name in posttrain.data.formats; none: the one of the Hub id, else `generic`."""
     columns: dict[str, str] = Field(default_factory=dict)

@@ -37,7 +37,7 @@ def _collect_row(rows: Sequence[Row], plans: Sequence[Plan]) -> TableRow:
         parts = [_read(policy_items(row, plan), measure) for row, plan in zip(rows, plans, strict=True)]
         if all(parts):
             scores[title] = _pool(parts, seeds)
-    seconds = [row.run.provenance().get("cost", {}).get("seconds") for row in rows]
+    seconds = [row.run.provenance().get("cost", {}).get("wall_seconds") for row in rows]
     known = [value for value in seconds if value is not None]
     return TableRow(
         name=rows[0].name,

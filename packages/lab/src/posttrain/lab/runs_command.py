@@ -143,7 +143,7 @@ def _found(root: Path) -> Iterator[Found]:
             stage=path.parent.name,
             state="finished" if run.finished else "running" if _locked(run) else "unfinished",
             seed=recorded.get("seed"),
-            seconds=(recorded.get("cost") or {}).get("seconds"),
+            seconds=(recorded.get("cost") or {}).get("wall_seconds"),
             megabytes=_megabytes(path),
             changed=changed,
         )

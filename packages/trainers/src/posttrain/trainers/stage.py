@@ -19,10 +19,11 @@ from posttrain.core.clients import PolicyClient, RewardClient
 from posttrain.core.config import Settings, read_yaml
 from posttrain.core.cost import CostMeter
 from posttrain.core.errors import RequestError, suggest
-from posttrain.core.files import atomic_write_text
+from posttrain.core.files import atomic_write_json, atomic_write_text
 from posttrain.core.runs import RunDirectory, StageIdentity
 from posttrain.core.seeds import seed_everything
 from posttrain.data.sources import Source, describe_source
+from posttrain.trainers.model_card import model_card
 from posttrain.trainers.provenance import environment
 
 METHODS: dict[str, str] = {
@@ -99,6 +100,9 @@ def run_stage(method: str, settings: Settings, inputs: StageInputs, identity: St
             "cost": asdict(meter.cost),
             "environment": environment(inputs.threads),
         }
+        if run.checkpoint.exists():
+            atomic_write_text(run.checkpoint / "README.md", model_card(provenance))
+            atomic_write_json(run.checkpoint / "provenance.json", provenance)
         run.finish(provenance)
         shutil.rmtree(run.state, ignore_errors=True)
     return provenance
