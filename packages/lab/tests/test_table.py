@@ -45,34 +45,34 @@ def test_seeds_are_pooled_and_clustered_by_item():
 def test_rows_measured_on_other_items_are_not_compared():
     rows = [row("sft", {"acc": scores({0: BEFORE})}), row("ppo", {"acc": scores({0: {"x": 1.0, "y": 0.0}})})]
     with pytest.raises(ValueError, match="column 'acc': the two rows were not measured on the same items"):
-        build_table(rows, ["acc"], [("ppo", "sft")], [])
+        build_table(rows, ["acc"], [("ppo", "sft")], ["acc"])
 
 
-def fallen(column: str, lower_is_better: list[str], drop: float) -> list[str]:
+def fallen(column: str, tasks: list[str], drop: float) -> list[str]:
     high = {str(i): 1.0 for i in range(50)}
     low = {str(i): 1.0 - drop * (i % 2) for i in range(50)}
     rows = [row("sft", {column: scores({0: high})}), row("ppo", {column: scores({0: low})})]
-    return build_table(rows, [column], [("ppo", "sft")], lower_is_better).losses()
+    return build_table(rows, [column], [("ppo", "sft")], tasks).losses()
 
 
 def test_task_that_fell_beyond_noise_is_named():
-    assert fallen("mc2", [], 0.5) == ["ppo is below sft in mc2: -0.250 ± 0.036"]
+    assert fallen("mc2", ["mc2"], 0.5) == ["ppo is below sft in mc2: -0.250 ± 0.036"]
 
 
 def test_kl_that_fell_is_no_loss():
-    assert fallen("KL", ["KL"], 0.5) == []
+    assert fallen("KL", [], 0.5) == []
 
 
 def test_column_that_a_row_lacks_is_a_dash_and_no_difference():
     rows = [row("base", {}), row("sft", {"acc": scores({0: BEFORE})})]
-    table = build_table(rows, ["acc"], [("sft", "base")], [])
+    table = build_table(rows, ["acc"], [("sft", "base")], ["acc"])
     assert "| base | abcdef01 | — | 12 |" in markdown(table)
     assert table.differences[0].columns == {}
 
 
 def test_machines_get_every_number_of_the_table():
     rows = [row("sft", {"acc": scores({0: BEFORE})}), row("ppo", {"acc": scores({0: AFTER})})]
-    plain = as_json(build_table(rows, ["acc"], [("ppo", "sft")], []))
+    plain = as_json(build_table(rows, ["acc"], [("ppo", "sft")], ["acc"]))
     assert plain["rows"][1]["columns"]["acc"]["value"] == 0.75
     assert plain["differences"][0]["columns"]["acc"]["n"] == 4
 
@@ -82,4 +82,4 @@ def test_mark_stands_where_the_difference_is_beyond_two_standard_errors():
         row("sft", {"acc": scores({0: {str(i): 0.0 for i in range(20)}})}),
         row("ppo", {"acc": scores({0: {str(i): float(i % 2) for i in range(20)}})}),
     ]
-    assert "+0.500 ± 0.115 \\*" in markdown(build_table(rows, ["acc"], [("ppo", "sft")], []))
+    assert "+0.500 ± 0.115 \\*" in markdown(build_table(rows, ["acc"], [("ppo", "sft")], ["acc"]))

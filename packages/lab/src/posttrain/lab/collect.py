@@ -9,8 +9,6 @@ from posttrain.lab.graph import Plan, Row
 from posttrain.lab.policy_measures import MEASURES, policy_items
 from posttrain.lab.table import Scores, Table, TableRow, build_table
 
-KL_COLUMN = MEASURES["kl"]
-
 
 def collect_table(plans: Sequence[Plan]) -> Table:
     """The table of one method over the seeds of `plans`: base, SFT, the method, and the differences between them."""
@@ -18,7 +16,8 @@ def collect_table(plans: Sequence[Plan]) -> Table:
     evaluation = plans[0].recipe.evaluation
     columns = (*evaluation.columns().values(), *MEASURES.values())
     present = [column for column in columns if any(column in row.scores for row in rows)]
-    return build_table(rows, present, _pairs([row.name for row in rows]), lower_is_better=[KL_COLUMN])
+    tasks = [*evaluation.columns().values(), MEASURES["gold"]]
+    return build_table(rows, present, _pairs([row.name for row in rows]), tasks)
 
 
 def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:

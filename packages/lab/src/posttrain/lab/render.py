@@ -12,7 +12,7 @@ HASH_CHARACTERS = 8
 
 def rich_tables(table: Table) -> list[RichTable]:
     """The rows, then the differences."""
-    rows, differences = _cells(table)
+    rows, differences = _cells(table, beside="\n± ")
     return [
         _rich("Methods (value ± standard error)", rows),
         _rich("Paired differences (* beyond two standard errors)", differences),
@@ -21,7 +21,7 @@ def rich_tables(table: Table) -> list[RichTable]:
 
 def markdown(table: Table) -> str:
     """Both tables, and a sentence for every task that fell."""
-    rows, differences = _cells(table)
+    rows, differences = _cells(table, beside=" ± ")
     losses = "\n".join(f"- {sentence}" for sentence in table.losses())
     fell = f"\nFell beyond two standard errors:\n\n{losses}\n" if losses else ""
     return f"{_markdown(rows)}\nDifferences are paired by item; \\* marks |Δ| > 2·SE.\n\n{_markdown(differences)}{fell}"
@@ -53,12 +53,15 @@ def as_json(table: Table) -> dict[str, Any]:
     }
 
 
-def _cells(table: Table) -> tuple[list[list[str]], list[list[str]]]:
+def _cells(table: Table, beside: str) -> tuple[list[list[str]], list[list[str]]]:
     head = ["Method", "config_hash", *table.columns, "seconds"]
-    rows = [head, *([_name(row), row.config_hash[:HASH_CHARACTERS], *_values(table, row)] for row in table.rows)]
+    rows = [
+        head,
+        *([_name(row), row.config_hash[:HASH_CHARACTERS], *_values(table, row, beside)] for row in table.rows),
+    ]
     differences = [["Difference", *table.columns]]
     for difference in table.differences:
-        cells = [_signed(difference.columns.get(column)) for column in table.columns]
+        cells = [_signed(difference.columns.get(column), beside) for column in table.columns]
         differences.append([f"{difference.after} − {difference.before}", *cells])
     return rows, differences
 
@@ -67,19 +70,19 @@ def _name(row: TableRow) -> str:
     return row.name if len(row.seeds) <= 1 else f"{row.name} ({len(row.seeds)} seeds)"
 
 
-def _values(table: Table, row: TableRow) -> list[str]:
+def _values(table: Table, row: TableRow, beside: str) -> list[str]:
     cells = []
     for column in table.columns:
         estimate = row.scores[column].estimate() if column in row.scores else None
-        cells.append(f"{estimate.value:.3f} ± {estimate.standard_error:.3f}" if estimate else "—")
+        cells.append(f"{estimate.value:.3f}{beside}{estimate.standard_error:.3f}" if estimate else "—")
     return [*cells, "—" if row.seconds is None else f"{row.seconds:.0f}"]
 
 
-def _signed(estimate: Estimate | None) -> str:
+def _signed(estimate: Estimate | None, beside: str) -> str:
     if estimate is None:
         return "—"
     mark = " *" if estimate.beyond_noise else ""
-    return f"{estimate.value:+.3f} ± {estimate.standard_error:.3f}{mark}"
+    return f"{estimate.value:+.3f}{beside}{estimate.standard_error:.3f}{mark}"
 
 
 def _rich(title: str, rows: list[list[str]]) -> RichTable:

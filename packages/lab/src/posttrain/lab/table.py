@@ -54,7 +54,8 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[TableRow, ...]
     differences: tuple[Difference, ...]
-    higher_is_better: Mapping[str, bool]
+    tasks: tuple[str, ...]
+    """The columns in which a lower value is a loss: task scores and gold reward, not KL or the learned reward."""
 
     def losses(self) -> list[str]:
         """A sentence for every task that fell beyond two standard errors."""
@@ -63,20 +64,22 @@ class Table:
             f"{estimate.value:+.3f} ± {estimate.standard_error:.3f}"
             for difference in self.differences
             for column, estimate in difference.columns.items()
-            if estimate.beyond_noise and (estimate.value < 0) == self.higher_is_better.get(column, True)
+            if column in self.tasks and estimate.beyond_noise and estimate.value < 0
         ]
 
 
 def build_table(
-    rows: Sequence[TableRow], columns: Sequence[str], pairs: Sequence[tuple[str, str]], lower_is_better: Sequence[str]
+    rows: Sequence[TableRow], columns: Sequence[str], pairs: Sequence[tuple[str, str]], tasks: Sequence[str]
 ) -> Table:
     """The table of `rows` with the differences of the named `(after, before)` pairs of rows.
+
+    `tasks` are the columns in which a fall is named.
 
     ValueError if two rows that are paired were not measured on the same items.
     """
     by_name = {row.name: row for row in rows}
     differences = tuple(_difference(by_name[after], by_name[before], columns) for after, before in pairs)
-    return Table(tuple(columns), tuple(rows), differences, dict.fromkeys(lower_is_better, False))
+    return Table(tuple(columns), tuple(rows), differences, tuple(tasks))
 
 
 def _difference(after: TableRow, before: TableRow, columns: Sequence[str]) -> Difference:
