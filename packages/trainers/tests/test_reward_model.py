@@ -18,10 +18,10 @@ from posttrain.data.sources import Source
 from posttrain.trainers import reward_model
 from posttrain.trainers.comparisons import Comparison, comparisons, from_pair
 from posttrain.trainers.models import align_special_tokens, load_policy, load_sequence_classifier
+from posttrain.trainers.quiet import quiet
 from posttrain.trainers.reward_accuracy import pairwise_accuracy, reward_offset, score
 from posttrain.trainers.rollouts import VersionedPolicy
 from posttrain.trainers.stage import StageInputs, run_stage
-from posttrain.trainers.trainer_bridge import quiet
 
 pytestmark = pytest.mark.long
 

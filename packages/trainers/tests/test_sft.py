@@ -15,8 +15,8 @@ from posttrain.data.sources import Source
 from posttrain.trainers import sft
 from posttrain.trainers.demonstrations import IGNORED, demonstrations
 from posttrain.trainers.models import align_special_tokens, load_policy
+from posttrain.trainers.quiet import quiet
 from posttrain.trainers.stage import StageInputs, run_stage
-from posttrain.trainers.trainer_bridge import quiet
 
 pytestmark = pytest.mark.long
 

@@ -21,9 +21,9 @@ from posttrain.trainers.forward import completion_logprobs, micro_batches, pad_r
 from posttrain.trainers.kl import k1
 from posttrain.trainers.models import context_length, load_policy
 from posttrain.trainers.online_inputs import fitting_prompts
+from posttrain.trainers.quiet import quiet
 from posttrain.trainers.rewards import score_completions
 from posttrain.trainers.rollouts import RenderedPrompt, fixed_policy
-from posttrain.trainers.trainer_bridge import quiet
 
 MISMATCH_LIMIT = 0.1
 """Mean absolute difference in nats a token beyond which the service is taken to hold other weights."""

@@ -23,11 +23,11 @@ from posttrain.trainers.online_inputs import read_prompts, services
 from posttrain.trainers.online_metrics import batch_metrics, check_mismatch, sampling_metrics
 from posttrain.trainers.online_settings import OnlineSettings
 from posttrain.trainers.phases import Phases
+from posttrain.trainers.quiet import quiet
 from posttrain.trainers.rewards import score_completions, terminal_rewards, weighted_sum
 from posttrain.trainers.rollouts import RenderedPrompt, VersionedPolicy, take_prompts
 from posttrain.trainers.stage import StageInputs
 from posttrain.trainers.state import Position, load_state, save_state
-from posttrain.trainers.trainer_bridge import quiet
 from posttrain.trainers.validation import validate
 
 

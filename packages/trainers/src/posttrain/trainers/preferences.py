@@ -24,10 +24,10 @@ from posttrain.trainers.models import context_length, load_policy
 from posttrain.trainers.online_inputs import read_prompts, services
 from posttrain.trainers.pairs import flip_labels, pairs_of_prompt
 from posttrain.trainers.phases import Phases
+from posttrain.trainers.quiet import quiet
 from posttrain.trainers.rewards import score_completions
 from posttrain.trainers.rollouts import RenderedPrompt, VersionedPolicy, fixed_policy
 from posttrain.trainers.stage import StageInputs
-from posttrain.trainers.trainer_bridge import quiet
 
 VERSION = 1
 """Raised when the same settings give other pairs; part of config_hash."""

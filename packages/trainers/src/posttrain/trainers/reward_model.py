@@ -26,6 +26,7 @@ from posttrain.trainers.models import align_special_tokens, check_max_length, lo
 from posttrain.trainers.offline import OfflineSettings
 from posttrain.trainers.optimizers import build_optimizer
 from posttrain.trainers.order import training_order
+from posttrain.trainers.quiet import quiet
 from posttrain.trainers.ranking_loss import ranking_loss
 from posttrain.trainers.reward_accuracy import pairwise_accuracy, reward_offset
 from posttrain.trainers.rollouts import fixed_policy
@@ -34,7 +35,6 @@ from posttrain.trainers.stage import StageInputs
 from posttrain.trainers.trainer_bridge import (
     ResumableTrainer,
     one_device,
-    quiet,
     train_and_report,
     training_arguments,
 )

@@ -18,6 +18,7 @@ from posttrain.core.errors import WorkError
 from posttrain.core.seeds import derive_seed
 from posttrain.data.rows import Prompt
 from posttrain.trainers.models import load_policy, weights_file
+from posttrain.trainers.quiet import quiet
 
 MAX_PUSHES = 5
 """How often one request may find the service without its version before something is wrong for good."""
@@ -95,7 +96,8 @@ def fixed_policy(client: PolicyClient, checkpoint: Path) -> VersionedPolicy:
     """The service as a stage sees it that samples from one checkpoint and trains nothing; ask it for step 0."""
 
     def weights() -> bytes:
-        model = load_policy(checkpoint)
+        with quiet():
+            model = load_policy(checkpoint)
         return weights_file(model, model.state_dict())
 
     return VersionedPolicy(client, weights, step=0)

@@ -27,11 +27,11 @@ from posttrain.trainers.models import align_special_tokens, check_max_length, lo
 from posttrain.trainers.offline import OfflineSettings
 from posttrain.trainers.optimizers import build_optimizer
 from posttrain.trainers.order import training_order
+from posttrain.trainers.quiet import quiet
 from posttrain.trainers.stage import StageInputs
 from posttrain.trainers.trainer_bridge import (
     ResumableTrainer,
     one_device,
-    quiet,
     train_and_report,
     training_arguments,
 )

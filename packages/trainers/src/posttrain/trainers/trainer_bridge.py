@@ -8,17 +8,13 @@ method file's.
 import math
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
-import transformers
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -122,27 +118,6 @@ def one_device(arguments: TrainingArguments) -> None:
     """Keeps Trainer from wrapping the model in DataParallel when several GPUs are visible: a stage trains on one."""
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silences the bars and advice of transformers, TRL and datasets, and puts their settings back."""
-    logging = transformers.utils.logging
-    verbosity, loading_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    data_bars = not datasets.are_progress_bars_disabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if loading_bars:
-            logging.enable_progress_bar()
-        if data_bars:
-            datasets.enable_progress_bars()
 
 
 @dataclass
