@@ -191,3 +191,29 @@ def _same_results(trained, runs: Path, table: dict) -> None:
     assert all((ours[name] == theirs[name]).all() for name in theirs)
     for row, other in zip(table["rows"], expected["rows"], strict=True):
         assert row["columns"] == other["columns"]
+
+
+def test_published_record_holds_the_table_its_command_and_every_evaluation(trained, tmp_path):
+    runs, table, _ = trained
+    sets = [part for override in SMALL for part in ("--set", override)]
+    publish = [sys.executable, "-m", "posttrain.core", "results", "publish", "ppo", "--runs", str(runs)]
+    done = subprocess.run([*publish, "--to", str(tmp_path), *sets], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "nano-ppo.json").read_text())
+    assert record["rows"][-1]["columns"] == table["rows"][-1]["columns"]
+    assert record["commands"][0].startswith("posttrain train ppo --recipe nano --seed 0 --set data.sft.rows=256")
+    assert str(runs) not in (tmp_path / "nano-ppo.json").read_text()
+    rows = json.loads((tmp_path / "metrics.json").read_text())
+    assert {(row["method"], row["task"].partition("-")[0]) for row in rows} == {
+        (method, task)
+        for method in ("base", "sft", "ppo")
+        for task in ("nano_choice", "nano_problems", "nano_mc2", "nano_instructions", "policy")
+    }
+    assert "| ppo |" in (tmp_path / "nano-ppo.md").read_text()
+
+
+def test_publishing_what_is_not_finished_says_what_to_run(tmp_path):
+    publish = [sys.executable, "-m", "posttrain.core", "results", "publish", "ppo", "--runs", str(tmp_path)]
+    done = subprocess.run([*publish, "--seeds", "0,1"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "run: posttrain train ppo --recipe nano --seed 0" in done.stderr
