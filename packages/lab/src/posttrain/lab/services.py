@@ -6,7 +6,6 @@ end of the `with` block, on Ctrl-C, and, by the kernel's parent-death signal, wh
 """
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ import httpx
 from posttrain.core.clients import RewardClient
 from posttrain.core.errors import WorkError
 from posttrain.core.process import PARENT_VARIABLE
+from posttrain.core.serving import free_port
 
 
 class SupervisedService:
@@ -117,13 +117,6 @@ class SupervisedService:
     def _last_words(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1] if lines else "it printed nothing"
-
-
-def free_port() -> int:
-    """A TCP port that is free on loopback right now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def service_url(name: str) -> str | None:
