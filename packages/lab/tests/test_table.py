@@ -83,3 +83,8 @@ def test_mark_stands_where_the_difference_is_beyond_two_standard_errors():
         row("ppo", {"acc": scores({0: {str(i): float(i % 2) for i in range(20)}})}),
     ]
     assert "+0.500 ± 0.115 \\*" in markdown(build_table(rows, ["acc"], [("ppo", "sft")], ["acc"]))
+
+
+def test_seconds_of_a_resumed_run_are_a_lower_bound():
+    resumed = TableRow("sft", "abcdef0123456789", (0,), {"acc": scores({0: BEFORE})}, 12.0, resumed=True)
+    assert "| ≥ 12 |" in markdown(build_table([resumed], ["acc"], [], ["acc"]))

@@ -36,7 +36,8 @@ def _collect_row(rows: Sequence[Row], plans: Sequence[Plan]) -> TableRow:
         parts = [_read(policy_items(row, plan), measure) for row, plan in zip(rows, plans, strict=True)]
         if all(parts):
             scores[title] = _pool(parts, seeds)
-    seconds = [row.run.provenance().get("cost", {}).get("wall_seconds") for row in rows]
+    records = [row.run.provenance() for row in rows]
+    seconds = [record.get("cost", {}).get("wall_seconds") for record in records]
     known = [value for value in seconds if value is not None]
     return TableRow(
         name=rows[0].name,
@@ -44,6 +45,7 @@ def _collect_row(rows: Sequence[Row], plans: Sequence[Plan]) -> TableRow:
         seeds=seeds if len({row.run.path for row in rows}) > 1 else (),
         scores=scores,
         seconds=sum(known) / len(known) if known else None,
+        resumed=any(record.get("resumed", False) for record in records),
     )
 
 

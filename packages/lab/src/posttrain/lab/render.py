@@ -37,6 +37,7 @@ def as_json(table: Table) -> dict[str, Any]:
                 "config_hash": row.config_hash,
                 "seeds": list(row.seeds),
                 "seconds": row.seconds,
+                "resumed": row.resumed,
                 "columns": {c: _plain(scores.estimate()) for c, scores in row.scores.items() if c in table.columns},
             }
             for row in table.rows
@@ -75,7 +76,7 @@ def _values(table: Table, row: TableRow, beside: str) -> list[str]:
     for column in table.columns:
         estimate = row.scores[column].estimate() if column in row.scores else None
         cells.append(f"{estimate.value:.3f}{beside}{estimate.standard_error:.3f}" if estimate else "—")
-    return [*cells, "—" if row.seconds is None else f"{row.seconds:.0f}"]
+    return [*cells, "—" if row.seconds is None else f"{'≥ ' if row.resumed else ''}{row.seconds:.0f}"]
 
 
 def _signed(estimate: Estimate | None, beside: str) -> str:

@@ -36,6 +36,8 @@ class TableRow:
     """By column title; a column that does not apply is absent."""
     seconds: float | None
     """Training time of the row's own stage, mean over seeds."""
+    resumed: bool = False
+    """Whether a run was killed and resumed: its seconds then count from the last start and are a lower bound."""
 
 
 @dataclass(frozen=True)
