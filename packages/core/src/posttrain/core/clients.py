@@ -16,6 +16,7 @@ import httpx
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from posttrain.core.errors import ContractError, RequestError, WorkError
+from posttrain.core.serving import is_loopback
 from posttrain.core.wire import CONTRACT, CONTRACT_HEADER, DIGEST_HEADER, FinishReason, ScoreItem
 
 RETRIED_STATUS = {429, 502, 503, 504}
@@ -59,13 +60,23 @@ class _Service:
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise RequestError(f"service address '{url}' must start with http:// or https://")
+        try:
+            host = httpx.URL(url).host
+        except httpx.InvalidURL as error:
+            raise RequestError(f"service address '{url}' is not a URL: {error}") from None
         self.url = url.rstrip("/")
         self.patience = patience
         key = api_key or os.environ.get("POSTTRAIN_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # A new connection costs microseconds on loopback; a kept one to a restarted service costs a retry.
         limits = httpx.Limits(max_keepalive_connections=0)
-        self._http = httpx.Client(headers=headers, limits=limits, timeout=httpx.Timeout(timeout, connect=5.0))
+        self._http = httpx.Client(
+            headers=headers,
+            limits=limits,
+            timeout=httpx.Timeout(timeout, connect=5.0),
+            # A proxy of the environment is for the world outside, not for this machine.
+            trust_env=not is_loopback(host),
+        )
 
     def close(self) -> None:
         """Ends the connections."""

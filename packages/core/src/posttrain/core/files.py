@@ -18,6 +18,12 @@ from filelock import FileLock
 
 from posttrain.core.errors import RequestError, WorkError
 
+NO_SPACE = os.strerror(errno.ENOSPC)
+
+
+def _full(path: Path) -> WorkError:
+    return WorkError(f"no space left to write {path}; free some (posttrain runs gc) and start again")
+
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
@@ -26,9 +32,14 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise WorkError(f"no space left to write {path}; free some (posttrain runs gc) and start again") from error
+            raise _full(path) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise WorkError(f"cannot write {path}: {error.strerror}") from error
+        raise
+    except Exception as error:
+        # safetensors and torch say it in words only.
+        if NO_SPACE in str(error):
+            raise _full(path) from error
         raise
 
 

@@ -98,12 +98,12 @@ class RunDirectory:
         atomic_write_json(self.provenance_path, provenance)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Holds the directory against a second writer; WorkError at once if somebody else has it."""
+    def lock(self, wait: bool = False) -> Iterator[None]:
+        """Holds the directory against a second writer; if somebody else has it, waits or raises WorkError at once."""
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             raise WorkError(f"{self.path} is being written by another process; wait for it or stop it") from None
         try:

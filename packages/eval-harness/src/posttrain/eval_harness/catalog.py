@@ -52,6 +52,26 @@ def load_tasks(names: Sequence[str], include_path: Path | None = None) -> dict[s
         raise RequestError(f"tasks {','.join(names)} cannot be built: {type(error).__name__}: {reason}") from error
 
 
+def check_tasks(names: Sequence[str], include_path: Path | None = None) -> None:
+    """RequestError for the first name that no task, group or tag has; reads files as text, without loading lm-eval."""
+    if include_path is not None:
+        _check_user_folder(Path(include_path))
+    unknown = [name for name in names if task_version(name, include_path) is None]
+    stock = stock_names() if unknown else {}
+    own = {name for folder in _folders(names, include_path) for name in _names_in(folder)}
+    for name in unknown:
+        if name not in stock and name not in own:
+            near = difflib.get_close_matches(name, {*stock, *own}, n=1)
+            raise RequestError(f"unknown task '{name}' {suggest(name, near or [*NANO_TASKS, *STOCK_FOLDERS])}")
+
+
+def _names_in(folder: Path) -> set[str]:
+    configs = [_read_task_file(path) for path in folder.glob("**/*.yaml")]
+    return {
+        str(config[key]) for config in configs for key in ("task", "group", "tag") if isinstance(config.get(key), str)
+    }
+
+
 def task_version(name: str, include_path: Path | None = None) -> Any:
     """The version in a task file's metadata, includes followed; None when the name is in no known folder.
 

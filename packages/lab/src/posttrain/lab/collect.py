@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
+from posttrain.core.errors import RequestError, suggest
 from posttrain.core.files import read_jsonl
+from posttrain.lab.evaluations import is_evaluated
 from posttrain.lab.graph import Plan, Row
 from posttrain.lab.policy_measures import MEASURES, policy_items
 from posttrain.lab.table import Scores, Table, TableRow, build_table
@@ -30,8 +32,9 @@ def _collect_row(rows: Sequence[Row], plans: Sequence[Plan]) -> TableRow:
     seeds = tuple(plan.seed for plan in plans)
     columns = plans[0].recipe.evaluation.columns()
     scores = {}
+    _refuse_other_evaluations(rows, plans)
     for (task, metric), title in columns.items():
-        scores[title] = _pool([_read(row.run.eval / f"{task}.jsonl", metric) for row in rows], seeds)
+        scores[title] = _pool([_task_values(row.run.eval / f"{task}.jsonl", metric) for row in rows], seeds)
     for measure, title in MEASURES.items():
         parts = [_read(policy_items(row, plan), measure) for row, plan in zip(rows, plans, strict=True)]
         if all(parts):
@@ -42,11 +45,20 @@ def _collect_row(rows: Sequence[Row], plans: Sequence[Plan]) -> TableRow:
     return TableRow(
         name=rows[0].name,
         config_hash=rows[0].identity.config_hash,
-        seeds=seeds if len({row.run.path for row in rows}) > 1 else (),
+        seeds=seeds if rows[0].identity.parents else (),
         scores=scores,
         seconds=sum(known) / len(known) if known else None,
         resumed=any(record.get("resumed", False) for record in records),
     )
+
+
+def _refuse_other_evaluations(rows: Sequence[Row], plans: Sequence[Plan]) -> None:
+    for row, plan in zip(rows, plans, strict=True):
+        if not is_evaluated(row, plan.recipe.evaluation):
+            raise RequestError(
+                f"{row.name} ({row.run.path}) was last evaluated with other tasks or limits, or not at all; "
+                "run posttrain train again with these settings"
+            )
 
 
 ItemValues = dict[str, list[float]]
@@ -58,6 +70,14 @@ def _read(path: Path, metric: str) -> ItemValues:
     for item in read_jsonl(path):
         if (value := item["scores"].get(metric)) is not None:
             values[item["id"]] = value if isinstance(value, list) else [value]
+    return values
+
+
+def _task_values(path: Path, metric: str) -> ItemValues:
+    values = _read(path, metric)
+    if not values:
+        known = {name for item in read_jsonl(path) for name in item["scores"]}
+        raise RequestError(f"evaluation.table: task {path.stem} has no metric '{metric}' {suggest(metric, known)}")
     return values
 
 

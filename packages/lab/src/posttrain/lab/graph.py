@@ -69,6 +69,8 @@ class Plan:
     """The checkpoint of the recipe's own reward model, where the plan has one."""
     reward_identity: str | None = None
     """What identifies the learned reward: that model's fingerprint, or the digest that a running service gives."""
+    gold_identity: str | None = None
+    """The version or digest of the gold source."""
     external_rewards: Mapping[str, str] = field(default_factory=dict)
     """The sources of the running reward service that is used instead of an own one; empty without one."""
 
@@ -128,6 +130,7 @@ class _Planner:
             tuple(self.stages),
             reward_model=reward_model.run.checkpoint if reward_model else None,
             reward_identity=reward_model.identity.fingerprint if reward_model else self.external.get(LEARNED),
+            gold_identity=self._reward_definition(self.recipe.gold),
             external_rewards=self.external,
         )
 
@@ -241,7 +244,9 @@ class _Planner:
             return self.external[name]
         verifiers, models = resolve(self.recipe.sources)
         if name in verifiers:
-            return verifiers[name].version
+            verifier = verifiers[name]
+            # Under another name it is still the same verifier, and another one of the same version is not.
+            return verifier.version if verifier.name == name else f"{verifier.name} {verifier.version}"
         if name in models:
             return digest_checkpoint(resolve_model(models[name]).folder)
         if name == LEARNED:

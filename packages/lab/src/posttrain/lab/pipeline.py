@@ -72,7 +72,7 @@ def _record_base(plan: Plan) -> None:
     row = plan.rows[0]
     if row.run.finished:
         return
-    with row.run.lock():
+    with row.run.lock(wait=True):
         row.run.finish(
             {
                 "stage": "base",

@@ -29,6 +29,18 @@ def policy_items(row: Row, plan: Plan) -> Path:
     return row.run.eval / f"{TASK}-{digest_json(_definition(plan))[:12]}.jsonl"
 
 
+def policy_key(row: Row, plan: Plan) -> dict[str, Any]:
+    """The key of this measurement in the results store."""
+    return {
+        "fingerprint": row.identity.fingerprint,
+        "task": policy_items(row, plan).stem,
+        "version": VERSION,
+        "few_shot": 0,
+        "limit": plan.recipe.evaluation.policy_prompts,
+        "backend": "policy service",
+    }
+
+
 def ensure_measured(row: Row, plan: Plan, services: RunServices) -> None:
     """Measures the row's policy unless that is done."""
     path = policy_items(row, plan)
@@ -50,9 +62,10 @@ def ensure_measured(row: Row, plan: Plan, services: RunServices) -> None:
         plan.seed,
         max_new_tokens=evaluation.policy_max_tokens,
     )
-    with row.run.lock():
+    with row.run.lock(wait=True):
+        append_result(row.run.root / "metrics.jsonl", _result_row(row, plan, result))
+        # Last, for it says that the measurement is finished; a row that is appended again replaces itself.
         write_jsonl(path, [_item(item, plan.recipe.gold) for item in result["items"]])
-        append_result(row.run.root / "metrics.jsonl", _result_row(row, plan, path, result))
 
 
 def _definition(plan: Plan) -> dict[str, Any]:
@@ -60,7 +73,7 @@ def _definition(plan: Plan) -> dict[str, Any]:
         "version": VERSION,
         "reference": plan.reference.identity.fingerprint,
         "reward_model": plan.reward_identity,
-        "gold": plan.recipe.gold,
+        "gold": [plan.recipe.gold, plan.gold_identity],
         "prompts": describe_source(plan.recipe.data.validation),
         "limit": plan.recipe.evaluation.policy_prompts,
         "max_tokens": plan.recipe.evaluation.policy_max_tokens,
@@ -85,21 +98,16 @@ def _item(item: dict[str, Any], gold: str) -> dict[str, Any]:
     }
 
 
-def _result_row(row: Row, plan: Plan, path: Path, result: dict[str, Any]) -> dict[str, Any]:
+def _result_row(row: Row, plan: Plan, result: dict[str, Any]) -> dict[str, Any]:
     rewards = result["rewards"]
     metrics = {"kl": result["kl"], "gold": rewards[plan.recipe.gold]}
     if LEARNED in rewards:
         metrics["learned"] = rewards[LEARNED]
     return {
-        "fingerprint": row.identity.fingerprint,
+        **policy_key(row, plan),
         "config_hash": row.identity.config_hash,
         "method": row.name,
         "seed": plan.seed,
-        "task": path.stem,
-        "version": VERSION,
-        "few_shot": 0,
-        "limit": plan.recipe.evaluation.policy_prompts,
-        "backend": "policy service",
         "n": result["n"],
         "headline": "gold",
         "metrics": metrics,

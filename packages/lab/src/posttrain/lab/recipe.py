@@ -54,8 +54,8 @@ class Evaluation(Settings):
     """What the table shows, in its order: `task/metric: column title`."""
     few_shot: int | None = None
     """Examples before each question; none: the task's own number."""
-    limit: int | None = Field(default=None, gt=0)
-    """Items a task; none: all."""
+    limit: int | None = Field(default=None, gt=1)
+    """Items a task; none: all. One item has no standard error."""
     batch_size: int = Field(default=128, gt=0)
     """Sequences a forward pass."""
     max_gen_toks: int | None = Field(default=None, gt=0)

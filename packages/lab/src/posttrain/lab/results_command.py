@@ -8,13 +8,16 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from posttrain.core.errors import RequestError
 from posttrain.core.files import atomic_write_json, atomic_write_text, read_json
-from posttrain.core.results import KEY_FIELDS, read_results
+from posttrain.core.results import KEY_FIELDS, read_results, result_key
+
+if TYPE_CHECKING:
+    from posttrain.lab.graph import Plan
 
 
 def publish(
@@ -34,9 +37,11 @@ def publish(
     from posttrain.lab.recipe import load_recipe
     from posttrain.lab.render import as_json as table_json
     from posttrain.lab.render import markdown
+    from posttrain.lab.services import external_rewards
 
     loaded = load_recipe(recipe, overrides or [])
-    plans = [plan_training(loaded, method, seed, runs.absolute()) for seed in parse_seeds(seeds)]
+    external = external_rewards()
+    plans = [plan_training(loaded, method, seed, runs.absolute(), external) for seed in parse_seeds(seeds)]
     for plan in plans:
         unfinished = [stage.method for stage in plan.stages if not stage.run.finished]
         if unfinished:
@@ -50,8 +55,7 @@ def publish(
     published = {"recipe": loaded.name, "method": name, "commands": commands, **table_json(table)}
     published["stages"] = [_stage_record(plan.seed, stage.run.provenance()) for plan in plans for stage in plan.stages]
     stem = f"{loaded.name}-{slug(name)}"
-    fingerprints = {row.identity.fingerprint for plan in plans for row in plan.rows}
-    chosen = [row for row in read_results(runs / "metrics.jsonl") if row["fingerprint"] in fingerprints]
+    chosen = _evaluations(plans, runs)
     _merge_metrics(to / "metrics.json", chosen, commands)
     atomic_write_json(to / f"{stem}.json", published)
     made = "\n".join(f"    {command}" for command in commands)
@@ -81,6 +85,21 @@ def parse_seeds(text: str) -> list[int]:
 def slug(name: str) -> str:
     """A row's name as a file name: letters and digits, joined by hyphens."""
     return "-".join("".join(c if c.isalnum() else " " for c in name).split())
+
+
+def _evaluations(plans: "Sequence[Plan]", runs: Path) -> list[dict[str, Any]]:
+    """The stored evaluations that the table was made of, under the names that its rows have."""
+    from posttrain.lab.evaluations import evaluation_keys
+    from posttrain.lab.policy_measures import policy_key
+
+    stored = {result_key(row): row for row in read_results(runs / "metrics.jsonl")}
+    chosen = []
+    for plan in plans:
+        for row in plan.rows:
+            keys = [*evaluation_keys(row, plan.recipe.evaluation), policy_key(row, plan)]
+            labels = {"method": row.name, "seed": plan.seed, "config_hash": row.identity.config_hash}
+            chosen += [{**stored[key], **labels} for key in map(result_key, keys) if key in stored]
+    return chosen
 
 
 def _stage_record(seed: int, provenance: Mapping[str, Any]) -> dict[str, Any]:

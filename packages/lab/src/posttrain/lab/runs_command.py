@@ -111,8 +111,11 @@ def gc(
     With --older-than also finished runs; their evaluations in runs/metrics.jsonl stay.
     """
     limit = datetime.now(UTC) - timedelta(days=older_than) if older_than is not None else None
-    found = [run for run in find_runs(runs) if _can_go(run, limit)]
-    leftovers = [path for path in runs.rglob(".*.tmp") if not any(path.is_relative_to(f.run.path) for f in found)]
+    everything = find_runs(runs)
+    found = [run for run in everything if _can_go(run, limit)]
+    # What lies below a run that goes, goes with it; what a running one has half-written is its own.
+    kept = [run.run.path for run in everything if run in found or run.state == "running"]
+    leftovers = [path for path in runs.rglob(".*.tmp") if not any(path.is_relative_to(place) for place in kept)]
     megabytes = sum(run.megabytes for run in found) + sum(_megabytes(path) for path in leftovers)
     paths = [*(run.run.path for run in found), *leftovers]
     for path in paths:

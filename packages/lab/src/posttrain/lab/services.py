@@ -40,7 +40,7 @@ class SupervisedService:
         self._command = [sys.executable, "-m", "posttrain.core", "serve", *arguments, "--port", str(self.port)]
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
-        self._failure: str | None = None
+        self._ready = threading.Event()
 
     @property
     def pid(self) -> int:
@@ -77,14 +77,19 @@ class SupervisedService:
         self._process = self._spawn()
         self._started.set()
         while not self._stopping.wait(0.2):
-            if self._process.poll() is None:
+            # Before it was ever ready, an end is a failed start, which is told and not tried again.
+            if self._process.poll() is None or not self._ready.is_set():
                 continue
             now = time.monotonic()
             restarts.append(now)
             while now - restarts[0] > self.RESTART_WINDOW_SECONDS:
                 restarts.popleft()
             if len(restarts) > self.MOST_RESTARTS:
-                self._failure = f"it ended {len(restarts)} times within {self.RESTART_WINDOW_SECONDS:.0f} s"
+                print(
+                    f"{self.name} service ended {len(restarts)} times within {self.RESTART_WINDOW_SECONDS:.0f} s and "
+                    f"is not started again: {self._last_words()} (log: {self.log})",
+                    file=sys.stderr,
+                )
                 return
             print(f"{self.name} service ended ({self._process.returncode}); starting it again", file=sys.stderr)
             self._process = self._spawn()
@@ -98,13 +103,16 @@ class SupervisedService:
     def _spawn(self) -> subprocess.Popen[bytes]:
         with open(self.log, "ab") as log:
             environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
-            return subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+            return subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, process_group=0
+            )
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.READY_SECONDS
         while time.monotonic() < deadline:
             try:
-                if httpx.get(f"{self.url}/readyz", timeout=2.0).status_code == 200:
+                if httpx.get(f"{self.url}/readyz", timeout=2.0, trust_env=False).status_code == 200:
+                    self._ready.set()
                     return
             except httpx.TransportError:
                 pass  # not listening yet

@@ -32,6 +32,7 @@ class TableRow:
     name: str
     config_hash: str
     seeds: tuple[int, ...]
+    """Empty for the base, which no seed enters."""
     scores: Mapping[str, Scores]
     """By column title; a column that does not apply is absent."""
     seconds: float | None

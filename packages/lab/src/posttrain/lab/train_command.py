@@ -35,11 +35,13 @@ def train(
     Finished stages are reused and an unfinished one is resumed. POLICY_URL and REWARD_URL name running services to
     use instead of own ones.
     """
+    from posttrain.eval_harness.catalog import check_tasks
     from posttrain.lab.graph import plan_training
     from posttrain.lab.recipe import load_recipe
     from posttrain.lab.services import external_rewards
 
     loaded = load_recipe(recipe, overrides or [])
+    check_tasks(loaded.evaluation.tasks, loaded.evaluation.include_path)
     plan = plan_training(loaded, method, seed, runs.absolute(), external_rewards())
     if dry_run:
         _show_plan(plan, as_json)

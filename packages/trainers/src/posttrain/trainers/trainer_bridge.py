@@ -19,7 +19,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from posttrain.core.errors import WorkError
-from posttrain.core.files import atomic_write_text
+from posttrain.core.files import atomic_write_text, disk_errors
 from posttrain.core.metrics import MetricsLog, Progress
 from posttrain.trainers.offline import OfflineSettings
 
@@ -56,8 +56,9 @@ class ResumableTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # TRL's own adds a model card to each; the exported checkpoint is written elsewhere.
-        Trainer._save_checkpoint(self, model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with disk_errors(folder):
+            Trainer._save_checkpoint(self, model, trial)
         atomic_write_text(folder / COMPLETE, "")
 
 

@@ -30,4 +30,7 @@ def check(reference: Reference) -> None:
     verifier_of(reference).check(reference)
 
 
-BY_KIND = Verifier(name="verifier", version="1", score=reward, check=check)
+VERSION = str(1 + sum(int(verifier.version) - 1 for verifier in (GSM8K, NANO)))
+"""Rises whenever that of a kind does."""
+
+BY_KIND = Verifier(name="verifier", version=VERSION, score=reward, check=check)

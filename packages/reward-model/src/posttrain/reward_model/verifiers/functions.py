@@ -1,8 +1,8 @@
 """A user's own reward: a function `(prompt, completion, reference) -> float` from a file or an installed package.
 
-`path/to/file.py:function` is loaded from the file; its version is the file's digest. An entry point of group
-`posttrain.verifiers` names such a function, or a `Verifier`; its version is the distribution's. The function runs in
-the service's process: load only what you trust.
+`path/to/file.py:function` is loaded from the file; its version is the file's digest and the function's name. An entry
+point of group `posttrain.verifiers` names such a function, or a `Verifier`; its version is the distribution's. The
+function runs in the service's process: load only what you trust.
 """
 
 import importlib.util
@@ -31,8 +31,8 @@ def load_function(name: str, spec: str) -> Verifier:
     path = Path(path_text)
     if not path.is_file():
         raise RequestError(f"source '{name}': {path} does not exist; give path/to/file.py:function")
-    version = digest_file(path)
-    module_spec = importlib.util.spec_from_file_location(f"posttrain_verifier_{version[:12]}", path)
+    digest = digest_file(path)
+    module_spec = importlib.util.spec_from_file_location(f"posttrain_verifier_{digest[:12]}", path)
     assert module_spec is not None  # a path that ends in .py always has a loader
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
@@ -48,7 +48,7 @@ def load_function(name: str, spec: str) -> Verifier:
             if inspect.isfunction(value) and value.__module__ == module.__name__
         )
         raise RequestError(f"source '{name}': {path} has no function '{function_name}' {suggest(function_name, own)}")
-    return Verifier(name, version, check_function(f"source '{name}': {spec}", function))
+    return Verifier(name, f"{digest}:{function_name}", check_function(f"source '{name}': {spec}", function))
 
 
 def installed_verifiers() -> dict[str, Verifier]:
