@@ -141,6 +141,17 @@ def test_scores_keep_the_order_and_must_be_complete():
         client.score(["rm"], [{"prompt": "p", "completion": "c"}] * 2)
 
 
+def test_malformed_address_is_refused():
+    with pytest.raises(RequestError, match="is not a URL"):
+        PolicyClient("http://[::1")
+
+
+def test_proxy_of_the_environment_is_not_used_on_loopback(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    assert not PolicyClient(URL)._http._mounts
+    assert PolicyClient("http://policy.example")._http._mounts
+
+
 def test_address_without_a_scheme_is_refused():
     with pytest.raises(RequestError, match="must start with http"):
         PolicyClient("localhost:8001")

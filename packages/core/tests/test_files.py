@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -30,11 +31,20 @@ def test_failed_write_leaves_the_old_content_and_nothing_else(tmp_path, monkeypa
 
 
 def test_real_full_disk_is_one_clear_error(tmp_path):
-    if not os.path.exists("/dev/full"):
+    if not Path("/dev/full").is_char_device():
         pytest.skip("this system has no /dev/full")
     with pytest.raises(WorkError, match="no space left"), files.disk_errors(tmp_path), open("/dev/full", "w") as full:
         full.write("x")
         full.flush()
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
+def test_full_disk_that_a_library_tells_in_words_is_the_same_error(tmp_path, kind):
+    """safetensors and torch raise errors of their own, as in: I/O error: No space left on device (os error 28)."""
+    with pytest.raises(WorkError, match="no space left"), files.disk_errors(tmp_path):
+        raise kind("I/O error: No space left on device (os error 28)")
+    with pytest.raises(kind, match="other"), files.disk_errors(tmp_path):
+        raise kind("other trouble")
 
 
 def test_directory_appears_whole(tmp_path):

@@ -104,6 +104,35 @@ def test_content_of_an_own_reward_function_enters_the_hash(tmp_path):
     assert seen[0] != seen[1]
 
 
+def test_another_function_of_the_same_file_is_another_reward(tmp_path):
+    path = tmp_path / "reward.py"
+    path.write_text("def f(p, c, r):\n    return 1.0\n\ndef g(p, c, r):\n    return 2.0\n")
+    seen = [hashes(plan(tmp_path, f"sources={{mine: '{path}:{f}'}}", "reward=mine"))["ppo"] for f in ("f", "g")]
+    assert seen[0] != seen[1]
+
+
+def test_another_verifier_under_the_same_name_is_another_reward(tmp_path):
+    seen = [hashes(plan(tmp_path, f"sources={{mine: {name}}}", "reward=mine"))["ppo"] for name in ("gsm8k", "nano")]
+    assert seen[0] != seen[1]
+
+
+def test_template_that_we_set_is_part_of_the_base(tmp_path):
+    """A checkpoint without generation markers gets our ChatML template: another one would give other results."""
+    import json
+    import shutil
+
+    from posttrain.data.nano import BASE
+    from posttrain.lab.models import resolve_model
+
+    assert set(resolve_model("nano").definition()) == {"revision", "digest"}
+    copy = tmp_path / "copy"
+    shutil.copytree(BASE, copy)
+    (copy / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<|endoftext|>"}))
+    assert {"chat_template", "eos_token"} <= set(resolve_model(str(copy)).definition())
+
+
 @pytest.mark.parametrize(
     ("overrides", "method", "message"),
     [

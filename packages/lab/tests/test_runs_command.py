@@ -64,10 +64,11 @@ def test_gc_keeps_finished_and_running(tmp_path, capsys):
     finished, unfinished = make(tmp_path, "sft"), make(tmp_path, "rm", finished=False)
     running = make(tmp_path, "ppo", finished=False)
     (finished.path.parent / ".checkpoint.abc.tmp").mkdir()
+    (running.path / ".checkpoint.abc.tmp").mkdir()
     with running.lock():
         listed(capsys, "gc", "--yes", "--runs", str(tmp_path))
     assert finished.path.exists()
-    assert running.path.exists()
+    assert (running.path / ".checkpoint.abc.tmp").exists()
     assert not unfinished.path.exists()
     assert not (finished.path.parent / ".checkpoint.abc.tmp").exists()
 

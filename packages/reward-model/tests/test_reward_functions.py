@@ -18,10 +18,10 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_function_of_a_file_scores_and_its_version_is_the_files_digest(file: Path):
+def test_function_of_a_file_scores_and_its_version_is_the_files_digest_and_its_name(file: Path):
     verifiers, models = resolve({"mine": f"{file}:brevity"})
     assert verifiers["mine"].score("p", "x" * 50, None) == -0.5
-    assert verifiers["mine"].version == digest_file(file)
+    assert verifiers["mine"].version == f"{digest_file(file)}:brevity"
     assert models == {}
 
 
