@@ -1,6 +1,7 @@
 """The HTTP clients: what heals is retried, what does not is one clear error, and the contract number is checked."""
 
 import json
+import time
 
 import httpx
 import pytest
@@ -89,6 +90,20 @@ def test_patience_ends_with_the_address_and_the_reason():
     client = RewardClient(URL, patience=0.3)
     with pytest.raises(ServiceUnavailable, match=r"127\.0\.0\.1:9 did not answer within 0 s \(ConnectError: refused\)"):
         client.score(["rm"], [{"prompt": "p", "completion": "c"}])
+
+
+@respx.mock
+def test_time_that_the_service_worked_is_not_held_against_it():
+    """A request that breaks after it took longer than the patience is asked again."""
+
+    def dies_late(request):
+        time.sleep(0.5)
+        raise httpx.RemoteProtocolError("server disconnected")
+
+    answers = [dies_late, lambda request: httpx.Response(200, json={"scores": [{"rm": 1.0}], "sources": {}})]
+    respx.post(f"{URL}/score").mock(side_effect=lambda request: answers.pop(0)(request))
+    client = RewardClient(URL, patience=0.3)
+    assert client.score(["rm"], [{"prompt": "p", "completion": "c"}]).scores == [{"rm": 1.0}]
 
 
 @respx.mock

@@ -124,6 +124,15 @@ def test_what_one_source_takes_another_can_leave(tmp_path, path):
     assert validation + training == everything
 
 
+def test_unusable_rows_do_not_shift_what_one_takes_and_another_leaves(tmp_path):
+    rows = [{"prompt": f"q{i}", "chosen": "a", "rejected": "a" if i % 5 == 0 else "b"} for i in range(100)]
+    path = write(tmp_path / "pairs.jsonl", rows)
+    held_out = load_pairs(Source(path=path, rows=30), seed=0)
+    training = load_pairs(Source(path=path, skip=30), seed=0)
+    assert not {row["id"] for row in held_out} & {row["id"] for row in training}
+    assert len(held_out) + len(training) == 80
+
+
 def test_skipping_every_row_is_refused(tmp_path):
     with pytest.raises(RequestError, match="has 20 rows of split 'train'; skip leaves none"):
         load_prompts(Source(path=write(tmp_path / "p.jsonl", PROMPTS), skip=20), seed=0)

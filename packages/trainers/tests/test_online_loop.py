@@ -188,6 +188,10 @@ def test_under_the_rule_mask_truncated_completions_have_no_gradient(tmp_path):
     minibatch.logprobs.retain_grad()
     loop.method.loss(minibatch)[0].backward()
     assert (minibatch.logprobs.grad[~batch.finished] == 0).all()
+    left = batch.credit["advantages"][batch.mask]
+    # Whitened among themselves: a truncated row's missing reward moves nobody else's advantage.
+    assert float(left.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(left.std(unbiased=False)) == pytest.approx(1, abs=1e-3)
 
 
 def test_rewards_are_the_weighted_sum_of_their_sources():
@@ -332,6 +336,8 @@ def test_a_run_killed_with_sigkill_resumes_to_the_same_bits(tmp_path):
     deadline = time.monotonic() + 60
     while not (state.is_dir() and list(state.glob("step-*"))) and time.monotonic() < deadline:
         time.sleep(0.02)
+    assert process.poll() is None, "it ended before it could be killed"
+    assert list(state.glob("step-*"))
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     killed = tiny_inputs(tmp_path, "killed")
@@ -346,9 +352,18 @@ def test_bf16_keeps_weights_in_fp32_after_a_stage_in_fp32(tmp_path):
     inputs = tiny_inputs(tmp_path, "bf16")
     ppo.train(tiny_settings(steps=2, precision="bf16", truncation="penalty"), inputs)
     assert {tensor.dtype for tensor in weights(inputs.run).values()} == {torch.float32}
-    mismatch = rows_without_times(inputs.run)[0]["engine/mismatch_mean"]
+    first = rows_without_times(inputs.run)[0]
+    assert first["kl"] == first["kl/k3"] == 0  # the reference reads in the same precision
+    mismatch = first["engine/mismatch_mean"]
     assert 1e-5 < mismatch < 0.1  # the fake engine samples in fp32
     ppo.train(tiny_settings(steps=1), tiny_inputs(tmp_path, "fp32 again"))
+
+
+def test_divergence_stops_the_run_before_it_is_exported(tmp_path):
+    inputs = tiny_inputs(tmp_path)
+    with pytest.raises(WorkError, match=r"training diverged: grad_norm/.* lower lr"):
+        ppo.train(tiny_settings(steps=8, lr=1e6, critic_lr=1e6), inputs)
+    assert not inputs.run.checkpoint.exists()
 
 
 def test_old_logprobs_are_of_the_weights_that_sampled(tmp_path):

@@ -142,6 +142,24 @@ def test_on_pairs_the_loss_equals_trl_s(tmp_path, tiny_checkpoint, classifier, t
     assert ours.item() == pytest.approx(RewardTrainer.compute_loss(trainer, classifier, batch).item(), rel=1e-5)
 
 
+def test_the_update_does_not_depend_on_the_micro_batch_even_in_a_short_last_batch(
+    tmp_path, tiny_checkpoint, tiny_tokenizer, pairs
+):
+    def trained(name, **options):
+        model, _ = load_sequence_classifier(tiny_checkpoint, 0)
+        align_special_tokens(model, tiny_tokenizer)
+        rows = comparisons(tiny_tokenizer, [from_pair(pair) for pair in pairs[:13]], 128).rows
+        inputs = StageInputs(RunDirectory(tmp_path / name), seed=0, start=tiny_checkpoint)
+        settings = reward_model.Settings(batch_size=8, epochs=1, bucket=1, lr=1e-3, **options)
+        with quiet():
+            trainer = reward_model.build_trainer(settings, inputs, model, tiny_tokenizer, rows)
+            trainer.train()
+        return {name: p.detach() for name, p in model.named_parameters()}
+
+    whole, split = trained("whole"), trained("split", micro_batch_size=2)
+    assert all(torch.allclose(whole[name], split[name], atol=2e-5) for name in whole)
+
+
 def test_the_new_head_depends_on_the_seed_alone(tiny_checkpoint):
     def head(seed):
         torch.manual_seed(torch.randint(99, ()).item())

@@ -7,13 +7,14 @@ contract number, is taken as it is.
 
 import hashlib
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from posttrain.core.errors import ContractError, RequestError, WorkError
 from posttrain.core.serving import is_loopback
@@ -52,6 +53,30 @@ class ScoreResult:
     sources: dict[str, str]
 
 
+class _Patience:
+    """Ends retrying after so many seconds of waiting: between attempts, and in attempts that were never answered.
+
+    Time in which the service worked on an attempt before it broke is not held against it: a generation of ten
+    minutes that is killed at its end is asked for again like one of a second.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._unanswered = 0.0
+        self._started = 0.0
+
+    def before(self, _: RetryCallState) -> None:
+        """Notes when an attempt begins."""
+        self._started = time.monotonic()
+
+    def stop(self, state: RetryCallState) -> bool:
+        """Whether the patience is at its end, after a failed attempt."""
+        error = state.outcome.exception() if state.outcome else None
+        if error and isinstance(error.__cause__, httpx.TimeoutException):
+            self._unanswered += time.monotonic() - self._started
+        return state.idle_for + self._unanswered >= self._seconds
+
+
 class _Service:
     """What both clients share: address, key, contract check, retries."""
 
@@ -84,10 +109,12 @@ class _Service:
 
     def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         """One request with retries; any status outside `RETRIED_STATUS` is returned as it is."""
+        patience = _Patience(self.patience)
         retrying = Retrying(
+            before=patience.before,
             retry=retry_if_exception_type(_Transient),
             wait=wait_random_exponential(multiplier=0.2, max=5),
-            stop=stop_after_delay(self.patience),
+            stop=patience.stop,
             reraise=True,
         )
         try:

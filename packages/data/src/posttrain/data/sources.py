@@ -46,7 +46,7 @@ class Source(Settings):
     rows: int | None = Field(default=None, gt=0)
     """How many rows to take, after shuffling by the run's seed; none: all."""
     skip: int = Field(default=0, ge=0)
-    """How many of the shuffled rows to pass over first: those that another source of the same split takes."""
+    """How many of the shuffled usable rows to pass over first: those that another source of the same split takes."""
     format: str | None = None
     """A name in posttrain.data.formats; none: the one of the Hub id, else `generic`."""
     columns: dict[str, str] = Field(default_factory=dict)
@@ -179,20 +179,28 @@ def _load(source: Source, seed: int, wanted: str, make: Callable[[Format, Record
             rows.append(make(format_, record, row_id))
         except UnusableRow as reason:
             dropped[str(reason)] += 1
-        if len(rows) == source.rows:
+        if source.rows is not None and len(rows) == source.skip + source.rows:
             break
     if dropped:
         told = ", ".join(f"{count} with {reason}" for reason, count in dropped.items())
         if not rows:
             raise RequestError(f"dataset {origin.dataset} has no usable {wanted}: {told}")
         _logger.warning("dataset %s: left out %s rows (%s)", origin.dataset, dropped.total(), told)
-    _warn_if_fewer(origin.dataset, len(rows), source)
-    return rows
+    return _chosen(origin.dataset, rows, source)
 
 
 def _select(rows: list[Row], source: Source, seed: int) -> list[Row]:
-    _warn_if_fewer(NANO, len(rows), source)
-    return [rows[number] for number in _order(len(rows), source, seed)][: source.rows]
+    return _chosen(NANO, [rows[number] for number in _order(len(rows), source, seed)], source)
+
+
+def _chosen(dataset: str, ordered: list[Row], source: Source) -> list[Row]:
+    """The rows that `skip` and `rows` choose of the usable ones, in order."""
+    if source.skip and source.skip >= len(ordered):
+        count = len(ordered)
+        raise RequestError(f"dataset {dataset} has {count} rows of split '{source.split}'; skip leaves none of them")
+    rows = ordered[source.skip :][: source.rows]
+    _warn_if_fewer(dataset, len(rows), source)
+    return rows
 
 
 def _warn_if_fewer(dataset: str, there: int, source: Source) -> None:
@@ -201,14 +209,10 @@ def _warn_if_fewer(dataset: str, there: int, source: Source) -> None:
 
 
 def _order(count: int, source: Source, seed: int) -> list[int]:
-    """The numbers of a data set's rows in the run's order, from the first that `skip` leaves."""
+    """The numbers of a data set's rows in the run's order."""
     order = list(range(count))
     random.Random(derive_seed(seed, "rows", source.split)).shuffle(order)
-    if source.skip and source.skip >= count:
-        raise RequestError(
-            f"dataset {source.path} has {count} rows of split '{source.split}'; skip leaves none of them"
-        )
-    return order[source.skip :]
+    return order
 
 
 def _kind(format_: Format, record: Record) -> str:

@@ -53,7 +53,8 @@ def ensure_measured(row: Row, plan: Plan, services: RunServices) -> None:
     learned = plan.reward_model is not None or LEARNED in plan.external_rewards
     sources = list(dict.fromkeys([plan.recipe.gold, *([LEARNED] if learned else [])]))
     result = measure(
-        services.policy(row.checkpoint),
+        # Which tokens end a completion is the service's, from the checkpoint that it started with: one for all rows.
+        services.policy(plan.reference.checkpoint),
         services.reward(plan.reward_model),
         prompts,
         row.checkpoint,

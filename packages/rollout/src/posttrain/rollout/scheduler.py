@@ -144,10 +144,29 @@ class Scheduler:
         return taken
 
     def _load(self, swap: _Swap) -> None:
-        load_weights(self.engine.model, swap.tensors)
+        try:
+            load_weights(self.engine.model, swap.tensors)
+        except Exception as error:  # noqa: BLE001 (whoever pushed gets it; this thread must serve on)
+            self._give_up(swap, error)
+            return
         self.version, self.digest = swap.version, swap.digest
         telemetry.WEIGHTS_VERSION.set(swap.version)
-        swap.finished.set_result(None)
+        if not swap.finished.done():  # whoever pushed may have gone away; the weights are here all the same
+            swap.finished.set_result(None)
+
+    def _give_up(self, swap: _Swap, error: Exception) -> None:
+        """Weights that could not be loaded never were: jobs that counted on them fail, and they may be pushed again."""
+        with self._wake:
+            later = next((i for i, entry in enumerate(self._queue) if isinstance(entry, _Swap)), len(self._queue))
+            for _ in range(later):
+                entry = self._queue.popleft()
+                assert not isinstance(entry, _Swap)
+                if not entry[0].finished.done():
+                    entry[0].finished.set_exception(VersionNotHeld(f"version {swap.version} could not be loaded"))
+            if self._newest == (swap.version, swap.digest):
+                self._newest = (self.version, self.digest)
+        if not swap.finished.done():
+            swap.finished.set_exception(error)
 
     def _run(self, taken: list[tuple[Job, Sample]]) -> None:
         for job, sample in taken:

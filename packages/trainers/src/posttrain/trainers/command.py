@@ -58,11 +58,13 @@ def stage(
     same_path = source is not None and held_out is not None and source.path == held_out.path
     if same_path and (data_split == validation_split or Path(str(data)).is_file()):  # a file has no splits
         raise RequestError(f"--validation {validation} is the training data; give other rows")
+    reward = RewardClient(reward_url) if reward_url else None
     definition: dict[str, Any] = {
         "start": digest_of(checkpoint),
         "reference": digest_of(reference) if reference else None,
         "source": describe_source(source) if source else None,
         "validation": describe_source(held_out) if held_out else None,
+        "rewards": reward.sources() if reward else None,
     }
     mapping = apply_overrides(read_yaml(settings) if settings else {}, set_ or [])
     chosen = validate(module.Settings, mapping, str(settings) if settings and not set_ else f"settings of {method}")
@@ -76,7 +78,7 @@ def stage(
         source=source,
         validation=held_out,
         policy=PolicyClient(policy_url) if policy_url else None,
-        reward=RewardClient(reward_url) if reward_url else None,
+        reward=reward,
         trackers=tuple(tracker or ()),
         threads=threads,
     )

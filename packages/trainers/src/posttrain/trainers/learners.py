@@ -3,13 +3,14 @@
 Knows how to load, step, export and hand out weights; knows nothing of rollouts, rewards or losses.
 """
 
+import math
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from posttrain.core.errors import RequestError
+from posttrain.core.errors import RequestError, WorkError
 from posttrain.data.chat import load_tokenizer
 from posttrain.trainers.method import REF_LOGPROBS, OnlineMethod
 from posttrain.trainers.models import load_policy, weights_file
@@ -62,11 +63,20 @@ class Learners:
         return self._peak_lrs[0] * factor
 
     def step(self) -> dict[str, float]:
-        """Clips each module's gradient by itself, steps, clears the gradients; returns the norms before clipping."""
+        """Clips each module's gradient by itself, steps, clears the gradients; returns the norms before clipping.
+
+        WorkError, before anything has changed, when a gradient is not finite.
+        """
         norms = {}
         for name, module in self._modules.items():
             norm = self.accelerator.clip_grad_norm_(module.parameters(), self._settings.max_grad_norm)
             norms[f"grad_norm/{name}"] = float(norm)
+        broken = [name for name, norm in norms.items() if not math.isfinite(norm)]
+        if broken:
+            raise WorkError(
+                f"training diverged: {', '.join(broken)} is not finite; lower lr (or critic_lr) or max_grad_norm, "
+                "then start again"
+            )
         self._optimizer.step()
         self._optimizer.zero_grad()
         return norms

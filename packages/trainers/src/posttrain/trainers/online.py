@@ -158,18 +158,21 @@ class OnlineLoop:
                 batch.record(index, batch.logprobs, logprobs)
                 batch.record(index, batch.entropy, entropy)
                 if batch.ref_logprobs is not None:
-                    ref_logprobs, _ = completion_logprobs(learners.reference, rows, temperature)
+                    # In the policy's own precision, or rounding would pass for divergence.
+                    with learners.accelerator.autocast():
+                        ref_logprobs, _ = completion_logprobs(learners.reference, rows, temperature)
                     batch.record(index, batch.ref_logprobs, ref_logprobs)
                 for name, module in learners.extra.items():
                     batch.record(index, batch.outputs[name], completion_outputs(module, rows))
         return batch
 
     def credit(self, batch: Batch) -> dict[str, float]:
-        """Asks the method what each token deserves. Under the rule `mask`, truncated rows then leave the loss."""
-        credit, metrics = self.method.credit(batch)
-        batch.credit.update(credit)
+        """Asks the method what each token deserves. Under the rule `mask`, truncated rows have left by then: neither
+        the loss nor the whitening of the others' advantages sees them."""
         if self.settings.truncation == "mask":
             batch.mask[~batch.finished] = False
+        credit, metrics = self.method.credit(batch)
+        batch.credit.update(credit)
         return metrics
 
     def update(self, batch: Batch) -> dict[str, float]:

@@ -80,8 +80,9 @@ def train(settings: Settings, inputs: StageInputs) -> dict[str, Any]:
         for number, (chunk, file) in enumerate(zip(chunks, files, strict=True)):
             if not file.exists():
                 scored, metrics = sample_chunk(settings, inputs.seed, policy, reward, chunk, number)
-                write_jsonl(file, scored)
                 log.log(number, **metrics)
+                # Last: the file says that the chunk is done, and a row that was logged too early is cut off again.
+                write_jsonl(file, scored)
             rows += [cast(ScoredPrompt, row) for row in read_jsonl(file)]
             progress.advance(len(rows))
     return write_pairs(settings, inputs, [prompt.prompt for prompt in prompts], rows)

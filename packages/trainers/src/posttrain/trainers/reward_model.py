@@ -64,6 +64,13 @@ class _Trainer(ResumableTrainer, RewardTrainer):
     def _prepare_dataset(self, dataset: Dataset, *more: Any, **options: Any) -> Dataset:
         return dataset
 
+    loss_is_scaled_for_ga = True
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """The micro-batches of a step and their number of examples; `compute_loss` gives each micro-batch its share."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return batches, sum(len(batch["sizes"]) for batch in batches)
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -72,7 +79,8 @@ class _Trainer(ResumableTrainer, RewardTrainer):
             hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
             scores = model.score(hidden[rows, ends]).squeeze(-1).float()
         losses = [ranking_loss(of_prompt) for of_prompt in scores.split(sizes)]
-        loss = torch.stack(losses).mean()
+        # This micro-batch's share of the whole batch: a short last one must not weigh its examples more.
+        loss = torch.stack(losses).mean() * (len(losses) / (num_items_in_batch or len(losses)))
         first = torch.tensor(sizes).cumsum(0) - torch.tensor(sizes)
         seen = scores.detach()
         self._metrics["train"]["margin"].append((seen[first] - seen[first + 1]).mean().item())
