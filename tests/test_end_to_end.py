@@ -127,7 +127,8 @@ def test_nothing_outlives_the_run(trained):
 
 
 def _start(runs: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(command(runs), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command(runs), stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
 def _wait_for_ppo(process: subprocess.Popen[str], runs: Path, steps: int) -> None:
@@ -154,12 +155,18 @@ def _servers_below(runs: Path) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "end",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
 def test_interrupted_run_leaves_no_server_and_resumes_to_the_same_bits(trained, tmp_path, end):
     process = _start(tmp_path)
     _wait_for_ppo(process, tmp_path, steps=2)
-    process.send_signal(end)
+    os.killpg(process.pid, end)  # the whole group, as Ctrl-C in a terminal does
     process.communicate(timeout=60)
     assert process.returncode != 0
     assert not (only(tmp_path, "ppo") / "provenance.json").exists()
@@ -172,7 +179,6 @@ def test_interrupted_run_leaves_no_server_and_resumes_to_the_same_bits(trained, 
     _same_results(trained, tmp_path, table)
 
 
-@pytest.mark.slow
 def test_killed_services_are_replaced_and_nothing_is_lost(trained, tmp_path):
     process = _start(tmp_path)
     for steps in (1, 3):
