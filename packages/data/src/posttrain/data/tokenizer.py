@@ -56,6 +56,18 @@ def load_tokenizer(checkpoint: str | Path, revision: str | None = None) -> "PreT
     return tokenizer
 
 
+def tokenizer_changes(checkpoint: str | Path) -> dict[str, str | None]:
+    """What `load_tokenizer` sets otherwise than the checkpoint's own files say: chat template, end token, padding.
+
+    Empty for a checkpoint that brings all three. Part of what defines an experiment.
+    """
+    from transformers import AutoTokenizer
+
+    own, used = AutoTokenizer.from_pretrained(checkpoint), load_tokenizer(checkpoint)
+    parts = ("chat_template", "eos_token", "pad_token")
+    return {part: getattr(used, part) for part in parts if getattr(used, part) != getattr(own, part)}
+
+
 def _set_template(tokenizer: "PreTrainedTokenizerFast", checkpoint: str | Path) -> None:
     template = tokenizer.chat_template
     if isinstance(template, str) and _GENERATION_MARKER.search(template):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from posttrain.core.errors import RequestError
 from posttrain.core.hashing import digest_checkpoint
-from posttrain.data.tokenizer import load_tokenizer
+from posttrain.data.tokenizer import tokenizer_changes
 
 NANO = "nano"
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
@@ -26,15 +26,7 @@ class BaseModel:
     def definition(self) -> dict[str, str | None]:
         """What enters the config hash. A folder's name does not: its content does, and what we set in its tokenizer
         (a template with generation markers, the end token, padding) where that is not the folder's own."""
-        return {"revision": self.revision, "digest": self.digest, **self._set_in_tokenizer()}
-
-    def _set_in_tokenizer(self) -> dict[str, str | None]:
-        from transformers import AutoTokenizer
-
-        own = AutoTokenizer.from_pretrained(self.folder)
-        used = load_tokenizer(self.folder)
-        parts = ("chat_template", "eos_token", "pad_token")
-        return {part: getattr(used, part) for part in parts if getattr(used, part) != getattr(own, part)}
+        return {"revision": self.revision, "digest": self.digest, **tokenizer_changes(self.folder)}
 
 
 def resolve_model(model: str, revision: str | None = None) -> BaseModel:
