@@ -197,8 +197,6 @@ def test_checkpoint_of_a_run_has_the_runs_fingerprint(tiny_checkpoint, tmp_path)
 def test_nano_base_computes_but_does_not_know_the_form():
     from posttrain.data.nano import BASE
 
-    if not (BASE / "model.safetensors").exists():
-        pytest.skip("the nano base checkpoint is not built")
     result = evaluate(BASE, ["nano_problems_validation"], limit=60)["nano_problems_validation"]
     assert result.metrics["exact_match,strict-match"].value < 0.1
     assert result.metrics["exact_match,flexible-extract"].value > result.metrics["exact_match,strict-match"].value

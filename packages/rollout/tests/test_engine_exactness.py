@@ -79,7 +79,6 @@ def test_greedy_equals_generate(any_model):
     assert sum(compared) >= 100
 
 
-@pytest.mark.skipif(not (nano.BASE / "model.safetensors").is_file(), reason="the nano base is not in this checkout")
 def test_nano_base_is_exact():
     from posttrain.data.chat import load_tokenizer
 
