@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from posttrain.data import nano
-from posttrain.rollout.engine import Engine
+from posttrain.rollout.load import load_engine
 from posttrain.rollout.sampling import Sampling
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     wish = parser.parse_args()
 
     torch.set_num_threads(wish.threads)
-    engine = Engine.load(wish.checkpoint, max_batch=max(256, wish.batch))
+    engine = load_engine(wish.checkpoint, max_batch=max(256, wish.batch))
     prompts = prompts_of(engine.vocab_size, wish.batch // wish.group, wish.prompt)
     sampling = Sampling(max_tokens=wish.new, ignore_eos=True)
 

@@ -5,9 +5,11 @@ import torch
 
 from posttrain.core.errors import RequestError
 from posttrain.data import nano
-from posttrain.rollout.decode import Batch, Sample
-from posttrain.rollout.engine import Engine
+from posttrain.rollout.decode import Batch
+from posttrain.rollout.load import load_engine
+from posttrain.rollout.sample import Sample
 from posttrain.rollout.sampling import Sampling, sample_seed
+from posttrain.rollout.torch_engine import TorchEngine
 
 TOLERANCE = 1e-4
 END = 2
@@ -38,7 +40,7 @@ def flat(groups):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_logprobs_equal_a_full_forward_pass(any_model, temperature):
-    engine = Engine(any_model, [END])
+    engine = TorchEngine(any_model, [END])
     groups = engine.generate(
         random_prompts([3, 40, 17, 40, 100, 1]), Sampling(max_tokens=40, temperature=temperature), n=3, seed=5
     )
@@ -47,7 +49,7 @@ def test_logprobs_equal_a_full_forward_pass(any_model, temperature):
 
 def test_logprobs_stay_exact_while_rows_end_and_are_dropped(any_model):
     # Ten end tokens make rows end at very different places, so rows and leading columns are dropped many times.
-    engine = Engine(any_model, range(2, 60))
+    engine = TorchEngine(any_model, range(2, 60))
     samples = flat(engine.generate(random_prompts(range(1, 60, 2)), Sampling(max_tokens=60), n=2, seed=1))
     assert len({len(sample.token_ids) for sample in samples}) > 5
     assert_exact(any_model, samples)
@@ -73,7 +75,7 @@ def assert_greedy_as_generate(model, prompt, sample, end_ids):
 
 def test_greedy_equals_generate(any_model):
     prompts = random_prompts([5, 9, 30, 30, 2])
-    engine = Engine(any_model, [END])
+    engine = TorchEngine(any_model, [END])
     groups = engine.generate(prompts, Sampling(max_tokens=30, temperature=0.0))
     compared = [assert_greedy_as_generate(any_model, p, g[0], [END]) for p, g in zip(prompts, groups, strict=True)]
     assert sum(compared) >= 100
@@ -82,7 +84,7 @@ def test_greedy_equals_generate(any_model):
 def test_nano_base_is_exact():
     from posttrain.data.chat import load_tokenizer
 
-    engine = Engine.load(nano.BASE)
+    engine = load_engine(nano.BASE)
     prompts = [load_tokenizer(nano.BASE)(text)["input_ids"] for text in ("Tom has 3 apples.", "The", "2 + 3 =")]
     samples = flat(engine.generate(prompts, Sampling(max_tokens=40), n=4, seed=1))
     assert_exact(engine.model, samples)
@@ -91,7 +93,7 @@ def test_nano_base_is_exact():
 
 
 def test_padding_makes_no_difference(model):
-    engine = Engine(model, [END])
+    engine = TorchEngine(model, [END])
     short, long = random_prompts([4, 90])
     alone = engine.generate([short], Sampling(max_tokens=30, temperature=0.0))[0][0]
     padded = engine.generate([short, long], Sampling(max_tokens=30, temperature=0.0))[0][0]
@@ -100,7 +102,7 @@ def test_padding_makes_no_difference(model):
 
 
 def test_sample_depends_on_its_seed_and_place_and_not_on_the_batch(model):
-    engine = Engine(model, [END])
+    engine = TorchEngine(model, [END])
     prompts = random_prompts([6, 50, 12, 33])
     sampling = Sampling(max_tokens=25)
     together = engine.generate(prompts, sampling, n=3, seed=9)
@@ -114,14 +116,14 @@ def test_sample_depends_on_its_seed_and_place_and_not_on_the_batch(model):
 
 
 def test_same_request_gives_the_same_bits(model):
-    engine = Engine(model, range(2, 20), max_batch=8)
+    engine = TorchEngine(model, range(2, 20), max_batch=8)
     prompts = random_prompts([6, 50, 12, 33, 7, 7])
     first, second = (flat(engine.generate(prompts, Sampling(max_tokens=25), n=3, seed=9)) for _ in range(2))
     assert [(s.token_ids, s.logprobs) for s in first] == [(s.token_ids, s.logprobs) for s in second]
 
 
 def test_choices_and_seeds_differ(model):
-    engine = Engine(model, [END])
+    engine = TorchEngine(model, [END])
     prompts = random_prompts([6])
     sampling = Sampling(max_tokens=20, temperature=2.0)
     one = [s.token_ids for s in engine.generate(prompts, sampling, n=4, seed=1)[0]]
@@ -132,7 +134,7 @@ def test_choices_and_seeds_differ(model):
 def test_group_equals_the_prompt_repeated(model):
     prompt = random_prompts([30])[0]
     sampling = Sampling(max_tokens=20)
-    group = Engine(model, [END]).generate([prompt], sampling, n=4, seed=3)[0]
+    group = TorchEngine(model, [END]).generate([prompt], sampling, n=4, seed=3)[0]
     for choice, sample in enumerate(group):
         alone = Sample(tuple(prompt), sampling, sample_seed(3, 0, choice))
         batch = Batch(model, [alone], [END])
@@ -142,7 +144,7 @@ def test_group_equals_the_prompt_repeated(model):
 
 
 def test_requests_larger_than_a_batch_come_back_complete_and_in_order(model):
-    engine = Engine(model, [END], max_batch=4)
+    engine = TorchEngine(model, [END], max_batch=4)
     prompts = random_prompts([5, 8, 11])
     groups = engine.generate(prompts, Sampling(max_tokens=6), n=3, seed=1)
     assert [[list(s.prompt) for s in group] for group in groups] == [[prompt] * 3 for prompt in prompts]
@@ -167,7 +169,7 @@ def test_prompts_may_be_computed_in_pieces(model, prefill_tokens):
 
 def test_echo_alone_samples_nothing(model):
     prompt = random_prompts([12])[0]
-    sample = Engine(model, [END]).generate([prompt], Sampling(max_tokens=0, echo=True, temperature=0.0))[0][0]
+    sample = TorchEngine(model, [END]).generate([prompt], Sampling(max_tokens=0, echo=True, temperature=0.0))[0][0]
     assert sample.token_ids == []
     assert sample.finish_reason == "length"
     expected = teacher_forced(model, prompt, [])
@@ -175,7 +177,7 @@ def test_echo_alone_samples_nothing(model):
 
 
 def test_end_token_is_reported_once_and_ends_the_sample(model):
-    engine = Engine(model, range(2, 100))
+    engine = TorchEngine(model, range(2, 100))
     for sample in flat(engine.generate(random_prompts([5] * 20), Sampling(max_tokens=30), seed=4)):
         assert len(sample.token_ids) == len(sample.logprobs) >= 1
         assert not any(token in engine.eos_ids for token in sample.token_ids[:-1])
@@ -185,15 +187,15 @@ def test_end_token_is_reported_once_and_ends_the_sample(model):
 
 
 def test_ignore_eos_goes_on(model):
-    engine = Engine(model, range(2, 280))
+    engine = TorchEngine(model, range(2, 280))
     sample = engine.generate(random_prompts([5]), Sampling(max_tokens=12, ignore_eos=True))[0][0]
     assert len(sample.token_ids) == 12
 
 
 def test_cancelled_samples_end_and_the_others_do_not_notice(model):
-    engine = Engine(model, [])
+    engine = TorchEngine(model, [])
     samples = engine.samples(random_prompts([5, 9]), Sampling(max_tokens=20), n=2, seed=1)
-    batch = next(engine.batches(samples))
+    batch = Batch(model, samples, [])
     batch.step()
     samples[1].cancelled = samples[2].cancelled = True
     while not batch.done:
@@ -217,10 +219,10 @@ def test_cancelled_samples_end_and_the_others_do_not_notice(model):
 )
 def test_impossible_requests_are_refused_in_words(model, prompt, sampling, message):
     with pytest.raises(RequestError, match=message):
-        Engine(model, [END]).generate([prompt], Sampling(**sampling))
+        TorchEngine(model, [END]).generate([prompt], Sampling(**sampling))
 
 
 def test_context_may_be_used_to_its_last_position(model):
-    sample = Engine(model, []).generate([[5] * 250], Sampling(max_tokens=6))[0][0]
+    sample = TorchEngine(model, []).generate([[5] * 250], Sampling(max_tokens=6))[0][0]
     assert len(sample.token_ids) == 6
     assert_exact(model, [sample])

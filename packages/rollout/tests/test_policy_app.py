@@ -13,16 +13,16 @@ from safetensors.torch import save
 
 from posttrain.core.asgi import ServiceMiddleware
 from posttrain.rollout.app import create_app, serve
-from posttrain.rollout.engine import Engine
 from posttrain.rollout.policy import Policy
 from posttrain.rollout.settings import PolicyServiceSettings
+from posttrain.rollout.torch_engine import TorchEngine
 
 END = 2
 
 
 @pytest.fixture
 def policy(tokenizer, make_model):
-    engine = Engine(make_model(), [END])
+    engine = TorchEngine(make_model(), [END])
     policy = Policy(engine, tokenizer, PolicyServiceSettings(checkpoint="x", max_sequences=64))
     yield policy
     policy.close()
@@ -283,7 +283,7 @@ def test_no_body_makes_the_service_fail(shared_client, body, name):
 
 @pytest.fixture(scope="module")
 def shared_client(tokenizer, make_model):
-    engine = Engine(make_model(), [END])
+    engine = TorchEngine(make_model(), [END])
     policy = Policy(engine, tokenizer, PolicyServiceSettings(checkpoint="x"))
     yield Client(policy)
     policy.close()
@@ -309,7 +309,7 @@ def test_pushed_weights_serve_under_their_version(client, tokenizer, make_model)
     listed = client.send("GET", "/v1/models").json()["data"][0]
     assert (listed["id"], listed["version"], listed["sha256"]) == ("policy@3", 3, digest)
     assert_error(client.complete(**wish, model="policy@0"), 404, "current one is 3", "model_not_found")
-    fresh = Engine(make_model(seed=5), [END])
+    fresh = TorchEngine(make_model(seed=5), [END])
     other = Client(Policy(fresh, tokenizer, PolicyServiceSettings(checkpoint="x")))
     assert other.complete(**wish).json()["choices"] == after["choices"]
     other.app.state.policy.close()

@@ -16,7 +16,7 @@ from safetensors.torch import save
 
 from posttrain.core.clients import PolicyClient, StaleVersion
 from posttrain.core.serving import free_port
-from posttrain.rollout.engine import Engine
+from posttrain.rollout.load import load_engine
 
 pytestmark = pytest.mark.service
 
@@ -150,7 +150,7 @@ def test_a_trainers_round(server, checkpoint):
     client = PolicyClient(server.url)
     wish = {"n": 2, "max_tokens": 12, "seed": 3}
     first = client.complete([[5, 6], [7, 8, 9]], version=0, **wish)
-    engine = Engine.load(checkpoint)
+    engine = load_engine(checkpoint)
     for prompt, group in zip([[5, 6], [7, 8, 9]], first, strict=True):
         for completion in group:
             ids = torch.tensor([prompt + completion.token_ids])

@@ -17,7 +17,6 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from posttrain.core.wire import error_body
 from posttrain.rollout import telemetry
-from posttrain.rollout.decode import Sample
 from posttrain.rollout.policy import Policy
 from posttrain.rollout.requests import ChatRequest, CompletionRequest
 from posttrain.rollout.responses import (
@@ -27,6 +26,7 @@ from posttrain.rollout.responses import (
     completion_logprobs,
     usage,
 )
+from posttrain.rollout.sample import Sample
 from posttrain.rollout.scheduler import Job
 from posttrain.rollout.text import TextWatcher
 

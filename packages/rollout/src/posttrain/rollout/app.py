@@ -82,8 +82,9 @@ def create_app() -> FastAPI:
         """The current weights, if `model_id` names them."""
         policy = http.app.state.policy
         version = policy.version(model_id)
-        if version not in (None, policy.scheduler.version):
-            raise VersionNotHeld(f"version {version} is not here, the current one is {policy.scheduler.version}")
+        current = policy.scheduler.weights.version
+        if version not in (None, current):
+            raise VersionNotHeld(f"version {version} is not here, the current one is {current}")
         return _model(policy)
 
     octets = {
@@ -124,15 +125,15 @@ def serve(app: FastAPI, policy: Policy) -> None:
 
 
 def _model(policy: Policy) -> dict[str, Any]:
-    scheduler = policy.scheduler
+    weights = policy.scheduler.weights
     return {
-        "id": policy.model_id(scheduler.version),
+        "id": policy.model_id(weights.version),
         "object": "model",
         "created": policy.created,
         "owned_by": "posttrain",
         "root": policy.settings.name,
-        "version": scheduler.version,
-        "sha256": scheduler.digest,
+        "version": weights.version,
+        "sha256": weights.digest,
         "instance": policy.instance,
         "max_model_len": policy.engine.context,
     }

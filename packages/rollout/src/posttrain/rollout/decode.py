@@ -5,55 +5,17 @@ only: text, requests and schedules are somebody else's.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
 
 import torch
 from transformers import PreTrainedModel
 
 from posttrain.rollout.cache import BatchCache
-from posttrain.rollout.sampling import Sampler, Sampling
+from posttrain.rollout.sample import PromptLogprobs, Sample, TopLogprobs
+from posttrain.rollout.sampling import Sampler
 
 KEPT_SHARE = 0.75
 """Finished rows are removed once fewer than this share still runs: removing copies the cache, keeping them computes
 for nothing (on the nano model the two are equal near here)."""
-
-TopLogprobs = list[tuple[int, float]]
-
-
-class Watcher(Protocol):
-    """Somebody who follows a sample token by token, to stream it or to end it at a stop string."""
-
-    def push(self, token_id: int) -> bool:
-        """Takes the next token; True ends the sample."""
-        ...
-
-
-@dataclass(eq=False)
-class PromptLogprobs:
-    """What `echo` reports: `logprobs[t]` of prompt token t + 1 given those before it, and the best tokens there."""
-
-    logprobs: list[float] = field(default_factory=list)
-    top: list[TopLogprobs] = field(default_factory=list)
-
-
-@dataclass(eq=False)
-class Sample:
-    """One sequence to generate, and what has become of it."""
-
-    prompt: tuple[int, ...]
-    sampling: Sampling
-    seed: int
-    """Its random numbers depend on this alone."""
-    watcher: Watcher | None = None
-    cancelled: bool = False
-    """Set from any thread; the sample ends at the next step."""
-
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    top_logprobs: list[TopLogprobs] = field(default_factory=list)
-    prompt_logprobs: PromptLogprobs | None = None
-    finish_reason: Literal["stop", "length", "cancelled"] | None = None
 
 
 class Batch:
@@ -125,16 +87,7 @@ class Batch:
                 row.finish_reason = "cancelled"
                 continue
             count += 1
-            row.token_ids.append(token)
-            row.logprobs.append(chosen[index])
-            if row.sampling.top_logprobs:
-                row.top_logprobs.append(tops[index])
-            # The watcher sees the end token too, so it comes first.
-            stopped = row.watcher is not None and row.watcher.push(token)
-            if stopped or (token in self.eos_ids and not row.sampling.ignore_eos):
-                row.finish_reason = "stop"
-            elif len(row.token_ids) >= row.sampling.max_tokens:
-                row.finish_reason = "length"
+            row.take(token, chosen[index], tops[index] if tops else [], token in self.eos_ids)
         return count
 
     def _drop_finished(self) -> None:

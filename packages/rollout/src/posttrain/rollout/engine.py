@@ -1,25 +1,35 @@
-"""The generation engine: a model, its end tokens, and requests cut into batches of a fixed size.
+"""What every generation engine is: a model with versions of weights, and sequences in flight, one step at a time.
 
-In: prompts as token ids and sampling settings. Out: token ids with their log-probabilities. It runs on whatever
-device and in whatever dtype the model is; on CPU that is fp32. Scheduling between requests is `scheduler.py`'s.
+In: prompts as token ids and sampling settings. Out: token ids with their log-probabilities. Engines differ in how they
+compute (`torch_engine.py`, `native_engine.py`); who may enter when is `scheduler.py`'s. One thread adds and steps.
 """
 
-from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from posttrain.core.errors import RequestError
-from posttrain.rollout.decode import Batch, Sample
+from posttrain.rollout.sample import Sample, Weights
 from posttrain.rollout.sampling import Sampling, sample_seed
 
 MAX_BATCH = 256
 """Sequences that run together; on the nano model more of them gain nothing."""
 
 
-class Engine:
-    """Generates with `model`; `eos_ids` are the tokens that end a sequence."""
+class Step(NamedTuple):
+    """What a step did: tokens sampled, and the samples that ended."""
+
+    tokens: int
+    ended: list[Sample]
+
+
+class Engine(ABC):
+    """Generates with `model`; `eos_ids` are the tokens that end a sequence, `weights` the version that new ones get."""
+
+    weights: Weights
 
     def __init__(self, model: PreTrainedModel, eos_ids: Collection[int], max_batch: int = MAX_BATCH) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -28,25 +38,34 @@ class Engine:
         self.vocab_size: int = model.config.vocab_size
         self.context = context_length(model)
 
-    @classmethod
-    def load(
-        cls,
-        checkpoint: str | Path,
-        eos_ids: Collection[int] = (),
-        max_batch: int = MAX_BATCH,
-        revision: str | None = None,
-    ) -> "Engine":
-        """The engine of a checkpoint folder or Hub id. `eos_ids` come on top of those of its generation config."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = torch.float32 if device.type == "cpu" else "auto"
-        try:
-            config = AutoConfig.from_pretrained(checkpoint, revision=revision)
-            model = AutoModelForCausalLM.from_pretrained(
-                checkpoint, revision=revision, config=config, dtype=dtype, use_safetensors=True
-            )
-        except (OSError, ValueError) as error:
-            raise RequestError(f"{checkpoint} is not a causal language model: {str(error).splitlines()[0]}") from None
-        return cls(model.to(device), {*eos_ids, *generation_eos_ids(model)}, max_batch)
+    @property
+    @abstractmethod
+    def free(self) -> int:
+        """How many samples may be added now."""
+
+    @property
+    @abstractmethod
+    def running(self) -> int:
+        """How many samples are in flight."""
+
+    @abstractmethod
+    def add(self, samples: Sequence[Sample]) -> None:
+        """Puts at most `free` checked samples in flight, each on its own `weights`; those without get the current."""
+
+    @abstractmethod
+    def step(self) -> Step:
+        """Goes on with everything in flight by a token or a few; a cancelled sample ends here."""
+
+    @abstractmethod
+    def drop(self) -> None:
+        """Forgets everything in flight, as after a failed step."""
+
+    @abstractmethod
+    def load(self, tensors: Mapping[str, torch.Tensor], version: int, digest: str) -> Weights:
+        """Makes checked tensors, under the model's own names, the current weights. What is in flight keeps its own.
+
+        May be called from any thread, by one at a time, while another steps.
+        """
 
     def check(self, prompt: Sequence[int], sampling: Sampling) -> None:
         """RequestError when the prompt is empty, holds an unknown id, or does not fit the context."""
@@ -77,20 +96,22 @@ class Engine:
             for i in range(n)
         ]
 
-    def batches(self, samples: Sequence[Sample]) -> Iterator[Batch]:
-        """The samples in order, `max_batch` at a time."""
-        for start in range(0, len(samples), self.max_batch):
-            yield Batch(self.model, samples[start : start + self.max_batch], self.eos_ids)
-
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int = 1, seed: int = 0
     ) -> list[list[Sample]]:
         """Finished samples as `[prompt][choice]`. `sampling.stop` needs text and is ignored here."""
         samples = self.samples(prompts, sampling, n, seed)
-        for batch in self.batches(samples):
-            while not batch.done:
-                batch.step()
+        self.run(samples)
         return [samples[start : start + n] for start in range(0, len(samples), n)]
+
+    def run(self, samples: Sequence[Sample]) -> None:
+        """Generates checked samples to their ends, as many at a time as fit."""
+        waiting = list(samples)
+        while waiting or self.running:
+            entering, waiting = waiting[: self.free], waiting[self.free :]
+            if entering:
+                self.add(entering)
+            self.step()
 
 
 def context_length(model: PreTrainedModel) -> int:
@@ -101,13 +122,3 @@ def context_length(model: PreTrainedModel) -> int:
     windowed = "sliding_attention" in layer_types if layer_types else True
     window = getattr(config, "sliding_window", None)
     return min(context, int(window)) if window and windowed else context
-
-
-def generation_eos_ids(model: PreTrainedModel) -> set[int]:
-    """End tokens that the checkpoint's generation config, or else its config, names."""
-    eos = model.generation_config.eos_token_id if model.generation_config else None
-    if eos is None:
-        eos = model.config.eos_token_id
-    if eos is None:
-        return set()
-    return set(eos) if isinstance(eos, list | tuple) else {int(eos)}

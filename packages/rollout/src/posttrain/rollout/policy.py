@@ -15,10 +15,11 @@ from transformers import PreTrainedTokenizerFast
 from posttrain.core.errors import RequestError
 from posttrain.core.hashing import digest_file
 from posttrain.data.chat import end_token_id, load_tokenizer, render_prompt
-from posttrain.rollout.decode import Sample
 from posttrain.rollout.engine import Engine
+from posttrain.rollout.load import load_engine
 from posttrain.rollout.requests import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
 from posttrain.rollout.responses import token_texts
+from posttrain.rollout.sample import Sample
 from posttrain.rollout.scheduler import Scheduler, VersionNotHeld
 from posttrain.rollout.settings import PolicyServiceSettings
 
@@ -26,11 +27,9 @@ from posttrain.rollout.settings import PolicyServiceSettings
 class Policy:
     """A served model. `instance` differs after every start: a restarted service is back at version 0."""
 
-    def __init__(
-        self, engine: Engine, tokenizer: PreTrainedTokenizerFast, settings: PolicyServiceSettings, digest: str = ""
-    ) -> None:
+    def __init__(self, engine: Engine, tokenizer: PreTrainedTokenizerFast, settings: PolicyServiceSettings) -> None:
         self.engine, self.tokenizer, self.settings = engine, tokenizer, settings
-        self.scheduler = Scheduler(engine, digest, settings.max_waiting)
+        self.scheduler = Scheduler(engine, settings.max_waiting)
         self.token_text = token_texts(tokenizer)
         self.instance = uuid.uuid4().hex
         self.created = int(time.time())
@@ -39,9 +38,10 @@ class Policy:
     def load(cls, settings: PolicyServiceSettings) -> "Policy":
         """The policy of `settings.checkpoint`; RequestError when it is no language model or has no tokenizer."""
         tokenizer = load_tokenizer(settings.checkpoint)
-        engine = Engine.load(settings.checkpoint, {end_token_id(tokenizer)}, settings.max_batch)
         weights = Path(settings.checkpoint) / "model.safetensors"
-        return cls(engine, tokenizer, settings, digest_file(weights) if weights.is_file() else "")
+        digest = digest_file(weights) if weights.is_file() else ""
+        engine = load_engine(settings.checkpoint, {end_token_id(tokenizer)}, settings.max_batch, digest=digest)
+        return cls(engine, tokenizer, settings)
 
     def model_id(self, version: int) -> str:
         """`policy@17`."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.rollout.decode import Sample, TopLogprobs
+from posttrain.rollout.sample import Sample, TopLogprobs
 from posttrain.rollout.text import TextWatcher, decode
 
 TokenText = Callable[[int], str]

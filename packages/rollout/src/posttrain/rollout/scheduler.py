@@ -1,7 +1,7 @@
-"""One worker thread that owns the model: jobs in the order of arrival, and new weights between batches.
+"""One worker thread that owns the engine: samples enter as others end, in the order of arrival.
 
-Samples of waiting jobs share a batch, each with its own settings and random numbers. New weights take their place in
-the same queue, so a job runs wholly on the version that was current when it was accepted. It knows nothing of HTTP.
+A job runs wholly on the weights that were current when it was accepted; new weights are taken at once and stop
+nothing, since the engine holds every version that a sample still needs. It knows nothing of HTTP.
 """
 
 import logging
@@ -16,9 +16,8 @@ import torch
 
 from posttrain.core.errors import RequestError, WorkError
 from posttrain.rollout import telemetry
-from posttrain.rollout.decode import Batch, Sample
 from posttrain.rollout.engine import Engine
-from posttrain.rollout.weights import load_weights
+from posttrain.rollout.sample import Sample, Weights
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +41,6 @@ class Job:
             sample.cancelled = True
 
 
-@dataclass(eq=False)
-class _Swap:
-    version: int
-    digest: str
-    tensors: Mapping[str, torch.Tensor]
-    finished: "Future[None]" = field(default_factory=Future)
-
-
 class Overloaded(WorkError):
     """Too many sequences wait already; come again."""
 
@@ -59,18 +50,22 @@ class VersionNotHeld(RequestError):
 
 
 class Scheduler:
-    """Runs jobs on `engine` in a thread of its own. `version` and `digest` name the weights that serve now."""
+    """Runs jobs on `engine` in a thread of its own."""
 
-    def __init__(self, engine: Engine, digest: str = "", max_waiting: int = 65536) -> None:
+    def __init__(self, engine: Engine, max_waiting: int = 65536) -> None:
         self.engine, self.max_waiting = engine, max_waiting
-        self.version, self.digest = 0, digest
-        self._newest = (0, digest)
-        telemetry.WEIGHTS_VERSION.set(0)
-        self._queue: deque[tuple[Job, Sample] | _Swap] = deque()
+        telemetry.WEIGHTS_VERSION.set(engine.weights.version)
+        self._queue: deque[tuple[Job, Sample]] = deque()
+        self._jobs: dict[int, Job] = {}
         self._wake = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="generation", daemon=True)
         self._thread.start()
+
+    @property
+    def weights(self) -> Weights:
+        """The version that a job submitted now will run on."""
+        return self.engine.weights
 
     def submit(self, job: Job, version: int | None = None) -> int:
         """Queues a job behind everything that waits and returns the version of the weights that it will run on.
@@ -80,30 +75,24 @@ class Scheduler:
         with self._wake:
             if self._closing:
                 raise Overloaded("the service is shutting down")
-            if version is not None and version != self._newest[0]:
-                raise VersionNotHeld(f"version {version} is not here, the current one is {self._newest[0]}")
+            weights = self.engine.weights
+            if version is not None and version != weights.version:
+                raise VersionNotHeld(f"version {version} is not here, the current one is {weights.version}")
             waiting = len(self._queue)
             # A lone large request is never refused for its own size.
             if waiting and waiting + len(job.samples) > self.max_waiting:
                 raise Overloaded(f"{waiting} sequences wait already; come again in a while")
+            for sample in job.samples:
+                sample.weights = weights
             self._queue.extend((job, sample) for sample in job.samples)
             telemetry.WAITING.set(len(self._queue))
             self._wake.notify()
-            return self._newest[0]
+            return weights.version
 
-    @property
-    def newest(self) -> tuple[int, str]:
-        """Version and digest of the weights accepted last; a job submitted now will run on them."""
-        return self._newest
-
-    def swap(self, version: int, digest: str, tensors: Mapping[str, torch.Tensor]) -> "Future[None]":
-        """Queues checked weights: jobs that wait already run before them, jobs submitted later on them."""
-        swap = _Swap(version, digest, tensors)
-        with self._wake:
-            self._queue.append(swap)
-            self._newest = (version, digest)
-            self._wake.notify()
-        return swap.finished
+    def swap(self, version: int, digest: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Makes checked weights those of jobs submitted later; jobs that wait or run go on with theirs."""
+        self.engine.load(tensors, version, digest)
+        telemetry.WEIGHTS_VERSION.set(version)
 
     def close(self) -> None:
         """Ends the thread after the step in hand; unfinished jobs fail."""
@@ -115,96 +104,54 @@ class Scheduler:
     def _work(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._queue or self._closing)
+                self._wake.wait_for(lambda: self._queue or self.engine.running or self._closing)
                 if self._closing:
                     break
-                first = self._queue[0]
-                if isinstance(first, _Swap):
-                    self._queue.popleft()
-                taken = self._take()
-            if isinstance(first, _Swap):
-                self._load(first)
-            if taken:
-                self._run(taken)
-        for entry in self._queue:
-            future = entry.finished if isinstance(entry, _Swap) else entry[0].finished
-            if not future.done():
-                future.set_exception(Overloaded("the service is shutting down"))
-
-    def _take(self) -> list[tuple[Job, Sample]]:
-        """The next batch: samples in order, up to `max_batch`, none from behind new weights."""
-        taken: list[tuple[Job, Sample]] = []
-        while self._queue and len(taken) < self.engine.max_batch:
-            entry = self._queue[0]
-            if isinstance(entry, _Swap):
-                break
-            self._queue.popleft()
-            taken.append(entry)
-        telemetry.WAITING.set(len(self._queue))
-        return taken
-
-    def _load(self, swap: _Swap) -> None:
-        try:
-            load_weights(self.engine.model, swap.tensors)
-        except Exception as error:  # noqa: BLE001 (whoever pushed gets it; this thread must serve on)
-            self._give_up(swap, error)
-            return
-        self.version, self.digest = swap.version, swap.digest
-        telemetry.WEIGHTS_VERSION.set(swap.version)
-        if not swap.finished.done():  # whoever pushed may have gone away; the weights are here all the same
-            swap.finished.set_result(None)
-
-    def _give_up(self, swap: _Swap, error: Exception) -> None:
-        """Weights that could not be loaded never were: jobs that counted on them fail, and they may be pushed again."""
-        with self._wake:
-            later = next((i for i, entry in enumerate(self._queue) if isinstance(entry, _Swap)), len(self._queue))
-            for _ in range(later):
-                entry = self._queue.popleft()
-                assert not isinstance(entry, _Swap)
-                if not entry[0].finished.done():
-                    entry[0].finished.set_exception(VersionNotHeld(f"version {swap.version} could not be loaded"))
-            if self._newest == (swap.version, swap.digest):
-                self._newest = (self.version, self.digest)
-        if not swap.finished.done():
-            swap.finished.set_exception(error)
-
-    def _run(self, taken: list[tuple[Job, Sample]]) -> None:
-        for job, sample in taken:
-            if sample.cancelled:
-                sample.finish_reason = "cancelled"
-                self._ended(job, sample)
-        unfinished = [(job, sample) for job, sample in taken if not sample.finish_reason]
-        started = time.perf_counter()
-        try:
-            self._generate(unfinished)
-        except Exception as error:  # one request's failure is reported to it and must not end the worker
-            log.exception("generation failed")
-            for job, _ in unfinished:
-                job.cancel()
-                if not job.finished.done():
-                    job.finished.set_exception(error)
-        finally:
+                entering = [self._queue.popleft() for _ in range(min(self.engine.free, len(self._queue)))]
+                telemetry.WAITING.set(len(self._queue))
+            started = time.perf_counter()
+            try:
+                self._step(entering)
+            except Exception as error:  # the failure is told to whom it concerns and must not end the worker
+                log.exception("generation failed")
+                self._fail(error)
             telemetry.GENERATION_SECONDS.inc(time.perf_counter() - started)
-
-    def _generate(self, unfinished: list[tuple[Job, Sample]]) -> None:
-        if not unfinished:
-            return
-        batch = Batch(self.engine.model, [sample for _, sample in unfinished], self.engine.eos_ids)
-        telemetry.BATCH_SIZE.observe(len(unfinished))
-        telemetry.PROMPT_TOKENS.inc(sum(len(sample.prompt) for _, sample in unfinished))
-        while unfinished and not self._closing:
-            telemetry.GENERATED_TOKENS.inc(batch.step())
-            for job, sample in unfinished:
-                if sample.finish_reason:
-                    self._ended(job, sample)
-            unfinished = [(job, sample) for job, sample in unfinished if not sample.finish_reason]
-        for job, _ in unfinished:
+        self._fail(Overloaded("the service is shutting down"))
+        for job, _ in self._queue:
             if not job.finished.done():
                 job.finished.set_exception(Overloaded("the service is shutting down"))
 
-    def _ended(self, job: Job, sample: Sample) -> None:
+    def _step(self, entering: Sequence[tuple[Job, Sample]]) -> None:
+        starting = []
+        for job, sample in entering:
+            self._jobs[id(sample)] = job
+            if sample.cancelled:
+                sample.finish_reason = "cancelled"
+                self._ended(sample)
+            else:
+                starting.append(sample)
+        if starting:
+            telemetry.PROMPT_TOKENS.inc(sum(len(sample.prompt) for sample in starting))
+            self.engine.add(starting)
+        telemetry.BATCH_SIZE.observe(self.engine.running)
+        step = self.engine.step()
+        telemetry.GENERATED_TOKENS.inc(step.tokens)
+        for sample in step.ended:
+            self._ended(sample)
+
+    def _ended(self, sample: Sample) -> None:
+        job = self._jobs.pop(id(sample))
         if job.on_sample is not None:
             job.on_sample(sample)
         job.pending -= 1
         if job.pending == 0 and not job.finished.done():
             job.finished.set_result(None)
+
+    def _fail(self, error: Exception) -> None:
+        """Everything in flight failed with `error`; what waits goes on."""
+        self.engine.drop()
+        for job in self._jobs.values():
+            job.cancel()
+            if not job.finished.done():
+                job.finished.set_exception(error)
+        self._jobs.clear()

@@ -54,11 +54,12 @@ class Uploads:
             async with self._one_at_a_time:
                 if not self._refuse_or_know(version, digest):
                     tensors = await asyncio.to_thread(read_weights, Path(file.name), self.policy.engine.model)
-                    await asyncio.wrap_future(self.policy.scheduler.swap(version, digest, tensors))
+                    await asyncio.to_thread(self.policy.scheduler.swap, version, digest, tensors)
         return digest
 
     def _refuse_or_know(self, version: int, digest: str) -> bool:
-        newest, newest_digest = self.policy.scheduler.newest
+        weights = self.policy.scheduler.weights
+        newest, newest_digest = weights.version, weights.digest
         if version < newest:
             raise Conflict(f"version {version} is older than the current {newest}; versions only go up")
         if version == newest and digest != newest_digest:
