@@ -1,0 +1,91 @@
+"""Two or more ways to do the same work, in alternating order in one process run, and the ratio of their speeds.
+
+A ratio of rates measured in turns holds on a busy machine, where a rate alone does not: what slows one side slows the
+other. Each side is called once before anything counts, to warm it up. Knows nothing of what is measured.
+
+    rates = alternate({"ours": ours, "generate": theirs}, rounds=7, work=tokens)
+    report("generate", rates, against="generate", unit="tokens/s", batch=64)
+
+Scripts that use it run from the repository's root: `python -m benchmarks.peers.generate`.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import machine
+
+Rates = dict[str, list[float]]
+"""Work a second of every side, one number a round; the same place is the same round."""
+
+RESAMPLES = 10_000
+
+
+def alternate(sides: Mapping[str, Callable[[], object]], rounds: int, work: float = 1.0, warm_up: bool = True) -> Rates:
+    """Calls every side once a round, in the given order and in the reverse by turns. `work` is what one call does.
+
+    Prints a line a round to standard error, so that a long comparison shows that it lives.
+    """
+    if warm_up:
+        for call in sides.values():
+            call()
+    rates: Rates = {name: [] for name in sides}
+    for number in range(rounds):
+        for name in list(sides) if number % 2 == 0 else reversed(list(sides)):
+            rates[name].append(work / seconds(sides[name]))
+        shown = ", ".join(f"{name} {rates[name][-1]:,.4g}" for name in sides)
+        print(f"round {number + 1}/{rounds}: {shown}", file=sys.stderr, flush=True)
+    return rates
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+    """Median over the rounds of a/b with its 95 % interval, a percentile bootstrap over rounds (Efron 1979).
+
+    With n rounds the interval of a median is no wider than its extremes: 6 rounds at least make it a 95 % one.
+    ValueError when the sides have different numbers of rounds, or none.
+    """
+    if len(a) != len(b) or not a:
+        raise ValueError(f"a ratio needs the same rounds of both sides, not {len(a)} and {len(b)}")
+    quotients = np.asarray(a, dtype=float) / np.asarray(b, dtype=float)
+    draws = np.random.default_rng(0).integers(0, len(quotients), (RESAMPLES, len(quotients)))
+    low, high = np.quantile(np.median(quotients[draws], axis=1), [0.025, 0.975])
+    return float(np.median(quotients)), float(low), float(high)
+
+
+def report(peer: str, rates: Rates, against: str, unit: str, **settings: Any) -> dict[str, Any]:
+    """Prints as the last line one JSON object: medians of the rates, the ratio of each other side to `against`.
+
+    `settings` say what was measured (batch, tokens, threads, …) and what else belongs to the record. Gives it back too.
+    """
+    result = {
+        "peer": peer,
+        "against": against,
+        "unit": unit,
+        "rates": {name: _round(median(values)) for name, values in rates.items()},
+        "ratios": {
+            name: [_round(value) for value in ratio(values, rates[against])]
+            for name, values in rates.items()
+            if name != against
+        },
+        "rounds": len(rates[against]),
+        "settings": settings,
+        "machine": machine(),
+    }
+    print(json.dumps(result), flush=True)
+    return result
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.4g}")
