@@ -1,10 +1,17 @@
 """The work that benchmarks share: prompts, and what transformers does with them. Every run has the same, by seed.
 
-Random ids serve where only sizes matter: nothing here trains a model or judges an answer.
+Random ids and weights serve where only sizes matter: nothing here trains a model or judges an answer.
 """
+
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
+
+from posttrain.data import nano
+from posttrain.data.chat import load_tokenizer
+from posttrain.data.rows import Conversation, Prompt
+from posttrain.data.sources import Source, load_conversations, load_prompts
 
 
 def random_prompts(vocabulary: int, count: int, length: int, seed: int = 0) -> list[list[int]]:
@@ -31,3 +38,24 @@ def generate(model: PreTrainedModel, prompts: list[list[int]], new: int, group: 
         min_new_tokens=new,
         pad_token_id=0,
     )
+
+
+def conversations(count: int) -> list[Conversation]:
+    """Demonstrations of the nano lab."""
+    return load_conversations(Source(path="nano", rows=count), seed=0)
+
+
+def prompts_with_references(count: int) -> list[Prompt]:
+    """Prompts of the nano lab, each with what its verifier needs."""
+    return load_prompts(Source(path="nano", rows=count), seed=0)
+
+
+def random_reward_model(folder: Path) -> Path:
+    """Writes the nano base as a reward model whose head is drawn, tokenizer included; gives the folder."""
+    from posttrain.trainers.models import align_special_tokens, load_sequence_classifier, save_checkpoint
+
+    tokenizer = load_tokenizer(nano.BASE)
+    model, _ = load_sequence_classifier(nano.BASE, seed=0)
+    align_special_tokens(model, tokenizer)
+    save_checkpoint(model, tokenizer, folder)
+    return folder
