@@ -1,14 +1,23 @@
 """From a checkpoint to the engine that fits it: the model's module, its end tokens, the way to compute."""
 
+import logging
 from collections.abc import Collection
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from posttrain.core.errors import RequestError
 from posttrain.rollout.engine import MAX_BATCH, Engine
+from posttrain.rollout.native.build import NoKernel
+from posttrain.rollout.native.families import NotCovered
+from posttrain.rollout.native_engine import NativeEngine
 from posttrain.rollout.torch_engine import TorchEngine
+
+log = logging.getLogger(__name__)
+
+EngineKind = Literal["auto", "native", "torch"]
 
 
 def load_engine(
@@ -17,10 +26,12 @@ def load_engine(
     max_batch: int = MAX_BATCH,
     revision: str | None = None,
     digest: str = "",
+    kind: EngineKind = "auto",
 ) -> Engine:
     """The engine of a checkpoint folder or Hub id. `eos_ids` come on top of those of its generation config.
 
-    RequestError when it is no causal language model in safetensors.
+    `kind` auto is native on a CPU wherever it can be, and else torch, which is said in the log. RequestError when the
+    checkpoint is no causal language model in safetensors, or the kind asked for cannot serve it.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float32 if device.type == "cpu" else "auto"
@@ -31,7 +42,15 @@ def load_engine(
         )
     except (OSError, ValueError) as error:
         raise RequestError(f"{checkpoint} is not a causal language model: {str(error).splitlines()[0]}") from None
-    return TorchEngine(model.to(device), {*eos_ids, *generation_eos_ids(model)}, max_batch, digest)
+    ends = {*eos_ids, *generation_eos_ids(model)}
+    if kind != "torch" and device.type == "cpu":
+        try:
+            return NativeEngine(model, ends, max_batch, digest)
+        except (NoKernel, NotCovered) as reason:
+            if kind == "native":
+                raise RequestError(f"the native engine cannot serve {checkpoint}: {reason}") from None
+            log.warning("%s is served by the plain engine, several times slower than the native one: %s", checkpoint, reason)
+    return TorchEngine(model.to(device), ends, max_batch, digest)
 
 
 def generation_eos_ids(model: PreTrainedModel) -> set[int]:
