@@ -48,4 +48,9 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    first = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    name = first.get("model name", platform.machine())
+    # Virtual machines often say no more than the brand, which spans generations.
+    if not re.search(r"\d", name) and "cpu family" in first:
+        name += f" (family {first['cpu family']} model {first['model']})"
+    return name

@@ -42,7 +42,7 @@ def test_engine_step(measure, engine, prompts):
     engine.add(engine.samples(prompts, sampling))
     engine.step()
     tokens = engine.step().tokens
-    measure(engine.step, work=tokens, unit="tokens", calls=8, rounds=9)
+    measure(engine.step, work=tokens, unit="tokens", calls=8, rounds=11)
     engine.drop()
 
 

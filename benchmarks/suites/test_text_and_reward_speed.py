@@ -12,7 +12,7 @@ from posttrain.reward_model.verifiers import BUILT_IN
 def test_rendering_of_prompts(measure, tokenizer):
     """64 prompts through the chat template to ids."""
     messages = [row["messages"][:-1] for row in conversations(64)]
-    measure(lambda: [render_prompt(tokenizer, prompt) for prompt in messages], work=64, unit="prompts", rounds=9)
+    measure(lambda: [render_prompt(tokenizer, prompt) for prompt in messages], work=64, unit="prompts", calls=4)
 
 
 @pytest.mark.benchmark(group="text")
@@ -23,7 +23,7 @@ def test_rendering_of_demonstrations(measure, tokenizer):
         lambda: [render_conversation(tokenizer, row["messages"]) for row in rows],
         work=64,
         unit="conversations",
-        rounds=9,
+        calls=4,
     )
 
 
@@ -38,7 +38,7 @@ def test_verifier(measure):
         ],
         work=512,
         unit="answers",
-        calls=5,
+        calls=15,
     )
 
 

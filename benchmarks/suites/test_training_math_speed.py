@@ -63,7 +63,7 @@ def test_gae(measure, rollout):
         advantages, _ = gae(rewards, rollout["values"], rollout["mask"], gamma=1.0, lam=0.99)
         return whiten(advantages, rollout["mask"])
 
-    measure(credit, work=ROWS * TIME, unit="tokens", calls=5)
+    measure(credit, work=ROWS * TIME, unit="tokens", calls=20)
 
 
 @pytest.mark.benchmark(group="training")
@@ -77,7 +77,7 @@ def test_clipped_losses(measure, rollout):
         value, _ = clipped_value_loss(values, rollout["values"], returns, 0.2)
         (masked_mean(policy, rollout["mask"]) + masked_mean(value, rollout["mask"])).backward()
 
-    measure(losses, work=ROWS * TIME, unit="tokens", calls=20)
+    measure(losses, work=ROWS * TIME, unit="tokens", calls=40)
 
 
 @pytest.mark.benchmark(group="training")
@@ -98,7 +98,7 @@ def test_micro_batches_and_padding(measure, sequences):
         for rows in micro_batches(lengths, 2048):
             pad_rows([prompts[row] for row in rows], [completions[row] for row in rows])
 
-    measure(lay_out, work=sum(lengths), unit="tokens", calls=5)
+    measure(lay_out, work=sum(lengths), unit="tokens", calls=8)
 
 
 @pytest.mark.benchmark(group="batching")
@@ -107,4 +107,4 @@ def test_shared_prompt_rows(measure, sequences):
     prompts, completions = sequences
     examples = [(prompts[i], completions[8 * i : 8 * i + 8]) for i in range(32)]
     tokens = sum(len(prompt) + sum(map(len, answers)) for prompt, answers in examples)
-    measure(lambda: prompt_batch(examples, pad_token_id=0), work=tokens, unit="tokens", calls=2)
+    measure(lambda: prompt_batch(examples, pad_token_id=0), work=tokens, unit="tokens", calls=6)

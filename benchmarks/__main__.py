@@ -1,0 +1,107 @@
+"""`python -m benchmarks run | check | plot | gpu`: what make bench, bench-check, bench-plot and bench-gpu call."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks.compare import compare
+from benchmarks.machine import machine
+from benchmarks.peer_runs import PEERS, run_peers
+from benchmarks.plot import plot_history
+from benchmarks.record import HISTORY, RESULTS, record, store, summarise
+from benchmarks.suite import run_suites
+from benchmarks.tables import benchmark_table, comparison_table, peer_table
+from posttrain.core.errors import PosttrainError, RequestError, WorkError, suggest
+from posttrain.core.files import read_json, read_jsonl
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+console = Console(width=140 if not sys.stdout.isatty() else None)
+
+Quick = Annotated[bool, typer.Option(help="Small sizes, one round: shows that everything works, writes nothing.")]
+Select = Annotated[str, typer.Option("-k", help="Only benchmarks whose name matches (pytest's -k).")]
+Folder = Annotated[Path, typer.Option(help="Where records and history lie.")]
+
+
+@app.command()
+def run(
+    runs: Annotated[int, typer.Option(min=1, help="Runs of the suite; their spread is the noise.")] = 3,
+    peers: Annotated[str, typer.Option(help="Peers, comma-separated; all or none.")] = "all",
+    select: Select = "",
+    quick: Quick = False,
+    out: Folder = RESULTS,
+) -> None:
+    """Measure everything, print the tables, store the record of this kind of machine and a line of history."""
+    results, troubles = run_peers(_peers(peers), quick)
+    benchmarks = summarise(run_suites(runs, select, quick))
+    console.print(benchmark_table(benchmarks))
+    if results:
+        console.print(peer_table(results))
+    for line in troubles:
+        console.print(line, highlight=False)
+    if quick:
+        console.print("a quick run: these are no measurements, and nothing was written")
+    elif select or set(_peers(peers)) != {peer.name for peer in PEERS}:
+        console.print("a part of the benchmarks: nothing was written")
+    else:
+        console.print(f"written to {store(record(benchmarks, results, runs), out)}", soft_wrap=True)
+    if any(": failed" in line for line in troubles):
+        raise WorkError("a peer comparison failed; its own words are above")
+
+
+@app.command()
+def check(
+    runs: Annotated[int, typer.Option(min=1, help="Runs of the suite.")] = 2, select: Select = "", out: Folder = RESULTS
+) -> None:
+    """Compare with the stored baseline of this kind of machine; exit status 1 when something became slower."""
+    slug = machine()["slug"]
+    path = out / f"{slug}.json"
+    if not path.exists():
+        console.print(f"nothing to compare with: no record of this kind of machine ({slug}); make bench writes one")
+        return
+    baseline = read_json(path)["benchmarks"]
+    now = summarise(run_suites(runs, select))
+    if select:
+        baseline = {name: entry for name, entry in baseline.items() if name in now}
+    comparisons = compare(baseline, now)
+    console.print(comparison_table(comparisons))
+    slower = [found.name for found in comparisons if found.verdict == "slower"]
+    if slower:
+        raise WorkError(f"slower than the baseline beyond its noise: {', '.join(slower)}")
+
+
+@app.command()
+def plot(
+    slug: Annotated[str, typer.Option(help="Kind of machine; default: this one.")] = "", out: Folder = RESULTS
+) -> None:
+    """Draw the history of one kind of machine as a PNG beside it."""
+    slug = slug or machine()["slug"]
+    if not (out / HISTORY).exists():
+        raise RequestError(f"{out / HISTORY} does not exist; make bench writes it")
+    console.print(str(plot_history(read_jsonl(out / HISTORY), slug, out / f"history-{slug}.png")), soft_wrap=True)
+
+
+def _peers(names: str) -> list[str]:
+    known = [peer.name for peer in PEERS]
+    if names in ("all", "none"):
+        return known if names == "all" else []
+    wanted = [name.strip() for name in names.split(",")]
+    for name in wanted:
+        if name not in known:
+            raise RequestError(f"unknown peer '{name}' {suggest(name, known)}")
+    return wanted
+
+
+def main() -> None:
+    """Runs the command; a PosttrainError is one line and its exit status."""
+    try:
+        app()
+    except PosttrainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+if __name__ == "__main__":
+    main()
