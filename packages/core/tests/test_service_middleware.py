@@ -5,7 +5,8 @@ import asyncio
 import httpx
 import pytest
 
-from posttrain.core.asgi import ServiceMiddleware
+from posttrain.core import asgi
+from posttrain.core.asgi import ResponseTimeout, ServiceMiddleware
 
 
 async def echo(scope, receive, send):
@@ -102,3 +103,98 @@ def test_uploads_have_their_own_limit():
 def test_malformed_length_is_refused():
     response = ask(method="POST", headers={"Content-Length": "-5"}, api_key="")
     assert response.status_code == 413
+
+
+def test_body_that_hardly_comes_is_ended_with_408(monkeypatch):
+    monkeypatch.setattr(asgi, "BODY_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(asgi, "SLOWEST_BODY", 1000)
+
+    sent = []
+
+    async def receive():
+        await asyncio.sleep(0.02)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def send(event):
+        sent.append(event)
+
+    scope = {"type": "http", "path": "/x", "headers": [(b"host", b"localhost")], "client": ("127.0.0.1", 1)}
+    asyncio.run(asyncio.wait_for(ServiceMiddleware(echo, api_key="")(scope, receive, send), 5))
+    assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
+
+
+def test_body_that_comes_steadily_has_all_the_time_it_needs(monkeypatch):
+    monkeypatch.setattr(asgi, "BODY_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(asgi, "SLOWEST_BODY", 1000)
+
+    async def pieces():
+        for _ in range(15):
+            yield b"x" * 100
+            await asyncio.sleep(0.02)
+
+    assert ask(method="POST", content=pieces(), api_key="").text == "1500"
+
+
+def test_bodies_in_memory_are_bounded_over_all_requests(monkeypatch):
+    monkeypatch.setattr(asgi, "BODIES_AT_ONCE", 2)
+    release = asyncio.Event()
+
+    async def holding(scope, receive, send):
+        if (await receive())["type"] == "http.disconnect":
+            return
+        await release.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def go():
+        app = ServiceMiddleware(holding, api_key="", max_body_bytes=100)
+        transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            held = [asyncio.create_task(client.post("/x", content=b"x" * 100)) for _ in range(2)]
+            await asyncio.sleep(0.05)
+            refused = await client.post("/x", content=b"x" * 100)
+            release.set()
+            done = await asyncio.gather(*held)
+            again = await client.post("/x", content=b"x" * 100)
+            return [
+                refused.status_code,
+                refused.headers["retry-after"],
+                *(d.status_code for d in done),
+                again.status_code,
+            ]
+
+    assert asyncio.run(go()) == [503, "1", 200, 200, 200]
+
+
+def test_answer_that_does_not_begin_in_time_is_504_and_its_work_is_cancelled():
+    ended = []
+
+    async def silent(scope, receive, send):
+        try:
+            await asyncio.sleep(30)
+        finally:
+            ended.append(True)
+
+    async def go(app):
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.get("/x")
+
+    response = asyncio.run(go(ResponseTimeout(silent, 0.05)))
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert response.headers["X-Posttrain-Contract"] == "1"
+    assert ended == [True]
+
+
+def test_no_timer_outlives_its_request():
+    async def go():
+        app = ResponseTimeout(echo, 600)
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            for _ in range(300):
+                await client.get("/x")
+        # A cancelled timer stays until half of them are; BentoML's would all be waiting.
+        return sum(not timer.cancelled() for timer in asyncio.get_running_loop()._scheduled)
+
+    assert asyncio.run(go()) < 5

@@ -1,14 +1,16 @@
 """One ASGI middleware that gives every service the same manners, on every route.
 
 It demands the API key (without a key: peers and Host must be loopback), limits bodies also when their length is not
-announced, and puts `X-Posttrain-Contract` on every response. `/livez`, `/readyz` and `/healthz` are open to all.
-It knows nothing of BentoML; any ASGI server can carry it.
+announced, ends those that hardly come, and puts `X-Posttrain-Contract` on every response. `/livez`, `/readyz` and
+`/healthz` are open to all. It knows nothing of BentoML; any ASGI server can carry it.
 """
 
+import asyncio
 import hmac
 import ipaddress
 import json
 import os
+import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -21,6 +23,12 @@ Send = Callable[[Event], Awaitable[None]]
 
 OPEN_PATHS = {"/livez", "/readyz", "/healthz"}
 MIB = 1 << 20
+
+BODY_GRACE_SECONDS = 30.0
+SLOWEST_BODY = 64 << 10
+"""A body has `BODY_GRACE_SECONDS` and a second more for each so many bytes that have come; then it is ended with 408."""
+BODIES_AT_ONCE = 16
+"""Bodies of the largest size that may lie in memory at a time, over all requests; beyond them 503."""
 
 
 class ServiceMiddleware:
@@ -42,6 +50,7 @@ class ServiceMiddleware:
         self.api_key = os.environ.get("POSTTRAIN_API_KEY", "") if api_key is None else api_key
         self.max_body_bytes = max_body_bytes
         self.upload_limits = dict(upload_limits or {})
+        self._in_memory = _Budget(BODIES_AT_ONCE * max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,16 +61,18 @@ class ServiceMiddleware:
         if scope["path"] not in OPEN_PATHS and (refusal := self._refusal(scope, headers)):
             await _respond(send, *refusal)
             return
-        limit = next(
-            (size for prefix, size in self.upload_limits.items() if scope["path"].startswith(prefix)),
-            self.max_body_bytes,
-        )
+        upload = next((size for prefix, size in self.upload_limits.items() if scope["path"].startswith(prefix)), None)
+        limit = self.max_body_bytes if upload is None else upload
         announced = headers.get(b"content-length", b"0")
-        if not announced.isdigit() or int(announced) > limit:
-            await _respond(send, 413, f"the body is larger than {limit} bytes", "request_too_large")
+        if not announced.isdigit() or len(announced) > 18 or int(announced) > limit:
+            await _respond(send, *_too_large(limit))
             return
-        limited = _LimitedBody(receive, send, limit)
-        await self.app(scope, limited.receive, limited.send)
+        # Uploads go to disk as they come, so they do not count as memory.
+        limited = _LimitedBody(receive, send, limit, self._in_memory if upload is None else _Budget(limit))
+        try:
+            await self.app(scope, limited.receive, limited.send)
+        finally:
+            limited.release()
 
     def _refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> tuple[int, str, str] | None:
         if self.api_key:
@@ -77,31 +88,92 @@ class ServiceMiddleware:
         return 403, "without POSTTRAIN_API_KEY this service answers only on loopback; set a key", "loopback_only"
 
 
-class _LimitedBody:
-    """Counts a body that may not announce its length, and answers 413 itself when it grows too large."""
+class ResponseTimeout:
+    """504 in OpenAI's form where no response has begun after `timeout` seconds; the application is cancelled then.
 
-    def __init__(self, receive: Receive, send: Send, limit: int) -> None:
-        self._receive, self._send, self._left, self._limit = receive, send, limit, limit
-        self._refused = self._started = False
+    Takes the place of BentoML's TimeoutMiddleware, whose timer outlives its request and holds what that held.
+    """
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], timeout: float) -> None:
+        self.app, self.timeout = app, timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            async with asyncio.timeout(self.timeout) as timer:
+
+                async def sending(event: Event) -> None:
+                    timer.reschedule(None)
+                    await send(event)
+
+                await self.app(scope, receive, sending)
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            await _respond(
+                _with_contract(send), 504, f"no answer within {self.timeout:.0f} seconds", "deadline_exceeded"
+            )
+
+
+class _Budget:
+    """Bytes that may be held at once."""
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+
+
+class _LimitedBody:
+    """Counts a body that may not announce its length; answers 413, 408 or 503 itself when there is too much of it,
+    too little, or too many others."""
+
+    def __init__(self, receive: Receive, send: Send, limit: int, budget: _Budget) -> None:
+        self._receive, self._send, self._limit, self._budget = receive, send, limit, budget
+        self._size = 0
+        self._began = time.monotonic()
+        self._refused = self._started = self._complete = False
 
     async def receive(self) -> Event:
         if self._refused:
             return {"type": "http.disconnect"}
-        event = await self._receive()
+        if self._complete:
+            return await self._receive()
+        due = self._began + BODY_GRACE_SECONDS + self._size / SLOWEST_BODY
+        try:
+            async with asyncio.timeout(due - time.monotonic()):
+                event = await self._receive()
+        except TimeoutError:
+            return await self._refuse(408, "the body comes too slowly; send it again", "request_timeout")
         if event["type"] == "http.request":
-            self._left -= len(event.get("body", b""))
-            if self._left < 0:
-                self._refused = True
-                if not self._started:
-                    message = f"the body is larger than {self._limit} bytes"
-                    await _respond(self._send, 413, message, "request_too_large")
-                return {"type": "http.disconnect"}
+            size = len(event.get("body", b""))
+            self._size += size
+            self._budget.left -= size
+            self._complete = not event.get("more_body", False)
+            if self._size > self._limit:
+                return await self._refuse(*_too_large(self._limit))
+            if self._budget.left < 0:
+                return await self._refuse(503, "too many large requests at once; come again in a while", "overloaded")
         return event
 
+    async def _refuse(self, status: int, message: str, code: str) -> Event:
+        self._refused = True
+        if not self._started:
+            await _respond(self._send, status, message, code)
+        return {"type": "http.disconnect"}
+
     async def send(self, event: Event) -> None:
-        if not self._refused:  # after a 413 whatever the application still says has no reader
+        if not self._refused:  # after a refusal whatever the application still says has no reader
             self._started = True
             await self._send(event)
+
+    def release(self) -> None:
+        """Gives back what the body took of the budget."""
+        self._budget.left += self._size
+
+
+def _too_large(limit: int) -> tuple[int, str, str]:
+    return 413, f"the body is larger than {limit} bytes", "request_too_large"
 
 
 def _with_contract(send: Send) -> Send:
@@ -115,9 +187,17 @@ def _with_contract(send: Send) -> Send:
 
 
 async def _respond(send: Send, status: int, message: str, code: str) -> None:
-    kind = {401: "authentication_error", 403: "permission_error"}.get(status, "invalid_request_error")
+    kind = {401: "authentication_error", 403: "permission_error"}.get(
+        status, "server_error" if status >= 500 else "invalid_request_error"
+    )
     body = json.dumps(error_body(message, kind, code)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if status == 408:  # who sends a byte now and then may hold no connection; after a 413 the rest is read and dropped
+        headers.append((b"connection", b"close"))
+    if status == 503:
+        headers.append((b"retry-after", b"1"))
+    if status == 504:  # OpenAI's clients would repeat it otherwise
+        headers.append((b"x-should-retry", b"false"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
