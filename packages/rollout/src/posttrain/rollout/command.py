@@ -26,28 +26,35 @@ def serve_policy(
     max_batch: Annotated[int, typer.Option(min=1, help="Sequences generated together.")] = 256,
     threads: Annotated[int, typer.Option(min=0, help="Threads of a forward pass; 0 is one for each core.")] = 0,
     max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest weights file that may be pushed, MiB.")] = 16384,
+    engine: Annotated[
+        str, typer.Option(help="What generates: auto, native, torch, or vllm (in the environment that has it).")
+    ] = "auto",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value of any other setting, e.g. vllm.sleep=true.")
+    ] = None,
 ) -> None:
     """Serve a language model over HTTP: OpenAI's completions and chat, and weights by version."""
-    from posttrain.core.config import validate
+    from posttrain.core.config import apply_overrides, validate
     from posttrain.rollout.checkpoint import refuse_unservable
     from posttrain.rollout.settings import ENVIRONMENT, PolicyServiceSettings
+    from posttrain.rollout.vllm_environment import refuse_without_vllm
 
     folder = Path(checkpoint).expanduser()
     # A Hub id is `name` or `owner/name`; whatever else, or whatever exists, is meant as a folder.
     if folder.exists() or folder.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1:
         refuse_unservable(folder)
         checkpoint = str(folder.resolve())
-    settings = validate(
-        PolicyServiceSettings,
-        {
-            "checkpoint": checkpoint,
-            "name": name,
-            "max_batch": max_batch,
-            "threads": threads,
-            "max_upload_mb": max_upload_mb,
-        },
-        "serve policy",
-    )
+    mapping = {
+        "checkpoint": checkpoint,
+        "name": name,
+        "max_batch": max_batch,
+        "threads": threads,
+        "max_upload_mb": max_upload_mb,
+        "engine": engine,
+    }
+    settings = validate(PolicyServiceSettings, apply_overrides(mapping, overrides or []), "serve policy")
+    if settings.engine == "vllm":
+        refuse_without_vllm(settings.vllm)
     if not is_loopback(host) and not os.environ.get("POSTTRAIN_API_KEY"):
         print("warning: POSTTRAIN_API_KEY is not set, so only requests from this machine are answered", file=sys.stderr)
     print(f"policy service on http://{host}:{port}: {name} ({checkpoint})", file=sys.stderr)

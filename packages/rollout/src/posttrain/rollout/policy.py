@@ -40,7 +40,14 @@ class Policy:
         tokenizer = load_tokenizer(settings.checkpoint)
         weights = Path(settings.checkpoint) / "model.safetensors"
         digest = digest_file(weights) if weights.is_file() else ""
-        engine = load_engine(settings.checkpoint, {end_token_id(tokenizer)}, settings.max_batch, digest=digest)
+        ends = {end_token_id(tokenizer)}
+        engine: Engine
+        if settings.engine == "vllm":
+            from posttrain.rollout.vllm_load import load_vllm_engine
+
+            engine = load_vllm_engine(settings.checkpoint, ends, settings.max_batch, digest, settings.vllm)
+        else:
+            engine = load_engine(settings.checkpoint, ends, settings.max_batch, digest=digest, kind=settings.engine)
         return cls(engine, tokenizer, settings)
 
     def model_id(self, version: int) -> str:

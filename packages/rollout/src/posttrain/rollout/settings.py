@@ -7,6 +7,7 @@ there, so that a container needs nothing but that variable. The API key is not a
 
 import json
 import os
+from typing import Literal
 
 from pydantic import Field
 
@@ -16,11 +17,26 @@ from posttrain.core.errors import RequestError
 ENVIRONMENT = "POSTTRAIN_POLICY"
 
 
+class VllmSettings(Settings):
+    """What the engine `vllm` is given besides the checkpoint."""
+
+    memory_share: float = Field(default=0.9, gt=0, le=1)
+    """Part of the GPU's memory that vLLM takes for weights and cache; less where a trainer shares the card."""
+    sleep: bool = False
+    """Give the GPU's memory back whenever nothing is generated, weights to the host (vLLM's sleep level 1): for a
+    trainer on the same card. Not on a CPU."""
+
+
 class PolicyServiceSettings(Settings):
     """What the policy service serves, and how much of it at once."""
 
     checkpoint: str
     """Folder or Hub id of a causal language model with its tokenizer; its weights are version 0."""
+    engine: Literal["auto", "native", "torch", "vllm"] = "auto"
+    """What generates. `auto`: the best of posttrain's own, `native` (C++ on a CPU, known architectures) or `torch` (any
+    model's own modules); `vllm`: vLLM, whose environment the service then runs in."""
+    vllm: VllmSettings = VllmSettings()
+    """For `engine: vllm`."""
     name: str = Field(default="policy", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """The model's name in requests; a version follows it after an @."""
     max_batch: int = Field(default=256, ge=1)

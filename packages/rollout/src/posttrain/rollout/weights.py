@@ -20,11 +20,12 @@ def expected_shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
 
 
 def tied_names(model: PreTrainedModel) -> dict[str, str]:
-    """Names that share another's storage, each with the first name of that storage."""
+    """Names of parameters that an earlier name has already, each with that name."""
     first: dict[int, str] = {}
     tied = {}
-    for name, tensor in model.state_dict().items():
-        known = first.setdefault(tensor.data_ptr(), name)
+    # By identity, not by storage: a model that only tells its shapes has none.
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        known = first.setdefault(id(tensor), name)
         if known != name:
             tied[name] = known
     return tied
