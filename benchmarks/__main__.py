@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.compare import compare
-from benchmarks.machine import machine
+from benchmarks.machine import Others, machine
 from benchmarks.peer_runs import PEERS, run_peers
 from benchmarks.plot import plot_history
 from benchmarks.record import HISTORY, RESULTS, record, store, summarise
@@ -34,19 +34,22 @@ def run(
     out: Folder = RESULTS,
 ) -> None:
     """Measure everything, print the tables, store the record of this kind of machine and a line of history."""
+    meanwhile = Others()
     results, troubles = run_peers(_peers(peers), quick)
     benchmarks = summarise(run_suites(runs, select, quick))
+    others = meanwhile.share()
     console.print(benchmark_table(benchmarks))
     if results:
         console.print(peer_table(results))
     for line in troubles:
         console.print(line, highlight=False)
+    console.print(f"other processes used {others:.0%} of this machine meanwhile", highlight=False)
     if quick:
         console.print("a quick run: these are no measurements, and nothing was written")
     elif select or set(_peers(peers)) != {peer.name for peer in PEERS}:
         console.print("a part of the benchmarks: nothing was written")
     else:
-        console.print(f"written to {store(record(benchmarks, results, runs), out)}", soft_wrap=True)
+        console.print(f"written to {store(record(benchmarks, results, runs, others), out)}", soft_wrap=True)
     if any(": failed" in line for line in troubles):
         raise WorkError("a peer comparison failed; its own words are above")
 

@@ -1,4 +1,5 @@
-"""What a figure was measured on: processor, cores, memory, threads, versions. Never a host name, a path or a user.
+"""What a figure was measured on: processor, cores, memory, threads, versions, and how busy others kept it meanwhile.
+Never a host name, a path or a user.
 
 `machine()` describes this one; its `slug` (processor model and cores, or the accelerator) names files of results, so
 that machines of one kind share a baseline.
@@ -7,6 +8,7 @@ that machines of one kind share a baseline.
 import os
 import platform
 import re
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -54,3 +56,34 @@ def _processor() -> str:
     if not re.search(r"\d", name) and "cpu family" in first:
         name += f" (family {first['cpu family']} model {first['model']})"
     return name
+
+
+class Others:
+    """How much of the processors is used by processes that are not this one or below it, from now on."""
+
+    def __init__(self) -> None:
+        self._start, self._all, self._ours = time.perf_counter(), _busy_seconds(), _tree_seconds()
+
+    def share(self) -> float:
+        """0 to 1 of all cores. A child that ended in between counts as another's, unless it was waited for."""
+        elapsed = (time.perf_counter() - self._start) * (psutil.cpu_count() or 1)
+        used = _busy_seconds() - self._all - (_tree_seconds() - self._ours)
+        return min(max(used / elapsed, 0.0), 1.0)
+
+
+def _busy_seconds() -> float:
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+
+
+def _tree_seconds() -> float:
+    total = 0.0
+    own = psutil.Process()
+    for process in (own, *own.children(recursive=True)):
+        try:
+            times = process.cpu_times()
+        except psutil.Error:  # it ended between listing and looking
+            continue
+        total += times.user + times.system
+        total += getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
+    return total

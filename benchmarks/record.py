@@ -64,13 +64,14 @@ def _standard_error_of_log_median(rounds: Sequence[float]) -> float:
     return math.sqrt(math.pi / 2) * deviation / math.sqrt(len(logs))
 
 
-def record(benchmarks: Benchmarks, peers: Mapping[str, Any], runs: int) -> dict[str, Any]:
-    """What is stored of one `make bench`."""
+def record(benchmarks: Benchmarks, peers: Mapping[str, Any], runs: int, others: float) -> dict[str, Any]:
+    """What is stored of one `make bench`; `others` is the share of the processors that other processes used."""
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": git_commit(),
         "machine": machine(),
         "runs": runs,
+        "others": round(others, 3),
         "benchmarks": benchmarks,
         "peers": {name: {k: v for k, v in result.items() if k != "machine"} for name, result in peers.items()},
     }

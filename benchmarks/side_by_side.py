@@ -1,7 +1,9 @@
 """Two or more ways to do the same work, in alternating order in one process run, and the ratio of their speeds.
 
-A ratio of rates measured in turns holds on a busy machine, where a rate alone does not: what slows one side slows the
-other. Each side is called once before anything counts, to warm it up. Knows nothing of what is measured.
+A ratio of rates measured in turns holds better on a busy machine than a rate alone: what slows one side slows the
+other. Not always as much, though (threads that wait for each other lose far more than single ones), so the share of
+the processors that others used meanwhile stands beside every result. Each side is called once before anything counts,
+to warm it up. Knows nothing of what is measured.
 
     rates = alternate({"ours": ours, "generate": theirs}, rounds=7, work=tokens)
     report("generate", rates, against="generate", unit="tokens/s", batch=64)
@@ -18,12 +20,20 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import machine
-
-Rates = dict[str, list[float]]
-"""Work a second of every side, one number a round; the same place is the same round."""
+from benchmarks.machine import Others, machine
 
 RESAMPLES = 10_000
+BUSY = 0.1
+"""Beyond this share of the processors in other hands, a comparison says that it was disturbed."""
+
+
+class Rates(dict[str, list[float]]):
+    """Work a second of every side, one number a round; the same place is the same round.
+
+    `others` is the share of the processors that processes outside this one's tree used meanwhile.
+    """
+
+    others: float = 0.0
 
 
 def alternate(sides: Mapping[str, Callable[[], object]], rounds: int, work: float = 1.0, warm_up: bool = True) -> Rates:
@@ -34,12 +44,16 @@ def alternate(sides: Mapping[str, Callable[[], object]], rounds: int, work: floa
     if warm_up:
         for call in sides.values():
             call()
-    rates: Rates = {name: [] for name in sides}
+    rates = Rates({name: [] for name in sides})
+    others = Others()
     for number in range(rounds):
         for name in list(sides) if number % 2 == 0 else reversed(list(sides)):
             rates[name].append(work / seconds(sides[name]))
         shown = ", ".join(f"{name} {rates[name][-1]:,.4g}" for name in sides)
         print(f"round {number + 1}/{rounds}: {shown}", file=sys.stderr, flush=True)
+    rates.others = others.share()
+    if rates.others > BUSY:
+        print(f"other processes used {rates.others:.0%} of this machine meanwhile: measure again", file=sys.stderr)
     return rates
 
 
@@ -80,6 +94,7 @@ def report(peer: str, rates: Rates, against: str, unit: str, **settings: Any) ->
             if name != against
         },
         "rounds": len(rates[against]),
+        "others": round(rates.others, 3),
         "settings": settings,
         "machine": machine(),
     }

@@ -3,11 +3,14 @@
 Random ids and weights serve where only sizes matter: nothing here trains a model or judges an answer.
 """
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
+from benchmarks.side_by_side import seconds
 from posttrain.data import nano
 from posttrain.data.chat import load_tokenizer
 from posttrain.data.rows import Conversation, Prompt
@@ -38,6 +41,27 @@ def generate(model: PreTrainedModel, prompts: list[list[int]], new: int, group: 
         min_new_tokens=new,
         pad_token_id=0,
     )
+
+
+def fastest_threads(call: Callable[[], object]) -> int:
+    """The number of torch threads, 1 or one for each core, with which `call` is faster: a peer gets its best."""
+    cores = os.cpu_count() or 1
+    spent = {}
+    for threads in dict.fromkeys((1, cores)):
+        torch.set_num_threads(threads)
+        call()
+        spent[threads] = min(seconds(call) for _ in range(3))
+    return min(spent, key=lambda threads: spent[threads])
+
+
+def on_threads(threads: int, call: Callable[[], object]) -> Callable[[], object]:
+    """`call` with so many torch threads."""
+
+    def on_them() -> object:
+        torch.set_num_threads(threads)
+        return call()
+
+    return on_them
 
 
 def conversations(count: int) -> list[Conversation]:

@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.side_by_side import alternate, report
-from benchmarks.workloads import generate, random_prompts
+from benchmarks.workloads import fastest_threads, generate, on_threads, random_prompts
 from posttrain.data import nano
 from posttrain.rollout.load import load_engine
 from posttrain.rollout.sampling import Sampling
+from posttrain.trainers.models import load_policy
 
 
 def main() -> None:
@@ -33,21 +34,34 @@ def main() -> None:
     wish = parser.parse_args()
 
     torch.set_num_threads(wish.threads)
-    engine = load_engine(wish.checkpoint, max_batch=max(256, wish.batch))
+    model, engine = load_policy(wish.checkpoint).eval(), load_engine(wish.checkpoint, max_batch=max(256, wish.batch))
     prompts = random_prompts(engine.vocab_size, wish.batch // wish.group, wish.prompt)
     sampling = Sampling(max_tokens=wish.new, ignore_eos=True)
+
+    def peer() -> object:
+        return generate(model, prompts, wish.new, wish.group)
+
+    peer_threads = fastest_threads(peer)
     rates = alternate(
         {
-            "ours": lambda: engine.generate(prompts, sampling, n=wish.group),
-            "generate": lambda: generate(engine.model, prompts, wish.new, wish.group),
+            "ours": on_threads(wish.threads, lambda: engine.generate(prompts, sampling, n=wish.group)),
+            "generate": on_threads(peer_threads, peer),
         },
         wish.rounds,
         work=len(prompts) * wish.group * wish.new,
     )
     report(
-        "generate", rates, "generate", "tokens/s",
-        batch=wish.batch, group=wish.group, prompt=wish.prompt, new=wish.new, threads=wish.threads,
-    )  # fmt: skip
+        "generate",
+        rates,
+        "generate",
+        "tokens/s",
+        batch=wish.batch,
+        group=wish.group,
+        prompt=wish.prompt,
+        new=wish.new,
+        threads=wish.threads,
+        peer_threads=peer_threads,
+    )
 
 
 if __name__ == "__main__":
