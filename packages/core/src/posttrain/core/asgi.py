@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-from posttrain.core.wire import CONTRACT, CONTRACT_HEADER, error_body
+from posttrain.core.wire import CONTRACT, CONTRACT_HEADER, DEADLINE_EXCEEDED, error_body
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
@@ -26,8 +26,8 @@ MIB = 1 << 20
 
 BODY_GRACE_SECONDS = 30.0
 SLOWEST_BODY = 64 << 10
-"""A body has `BODY_GRACE_SECONDS` and a second more for each so many bytes that have come; then it is ended with 408."""
-BODIES_AT_ONCE = 16
+"""A body has `BODY_GRACE_SECONDS` and a second more for each so many bytes that have come; then 408 ends it."""
+BODIES_AT_ONCE = 8
 """Bodies of the largest size that may lie in memory at a time, over all requests; beyond them 503."""
 
 
@@ -112,9 +112,7 @@ class ResponseTimeout:
         except TimeoutError:
             if not timer.expired():
                 raise
-            await _respond(
-                _with_contract(send), 504, f"no answer within {self.timeout:.0f} seconds", "deadline_exceeded"
-            )
+            await _respond(_with_contract(send), 504, f"no answer within {self.timeout:.0f} seconds", DEADLINE_EXCEEDED)
 
 
 class _Budget:

@@ -13,6 +13,10 @@ CONTRACT = 1
 
 CONTRACT_HEADER = "X-Posttrain-Contract"
 DIGEST_HEADER = "X-Content-SHA256"
+TIMEOUT_HEADER = "X-Posttrain-Timeout"
+"""Seconds that a request to the policy service may take; then it is ended with 504 and `DEADLINE_EXCEEDED`."""
+DEADLINE_EXCEEDED = "deadline_exceeded"
+"""The code of an error that comes again when the request is repeated as it is."""
 
 FinishReason = Literal["stop", "length"]
 
@@ -46,11 +50,26 @@ class ScoreRequest(BaseModel):
     items: list[ScoreItem] = Field(min_length=1)
 
 
-class ScoreResponse(BaseModel):
-    """Scores in the order of the items; the digest or version of each source that gave them."""
+class ScoreError(BaseModel):
+    """An item that a source failed on: its score there is null."""
 
-    scores: list[dict[str, float]]
+    index: int
+    """Place of the item in the request."""
+    source: str
+    message: str
+    """Why, without a word of the item."""
+
+
+class ScoreResponse(BaseModel):
+    """Scores in the order of the items; the digest or version of each source that gave them.
+
+    A user's own function that fails on an item (it raises, hangs, ends its process) costs that item its score: it is
+    null, and `errors`, left out where there are none, says why.
+    """
+
+    scores: list[dict[str, float | None]]
     sources: dict[str, str]
+    errors: list[ScoreError] = []
 
 
 def error_body(message: str, type: str = "invalid_request_error", code: str | None = None) -> dict[str, Any]:
