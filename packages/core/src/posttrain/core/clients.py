@@ -1,14 +1,14 @@
 """Thin, synchronous HTTP clients of the policy and the reward service, contract 1.
 
 They retry what can heal by itself (no connection, a broken one, 503, 429) with exponential back-off, and raise at
-once what cannot. A client that meets another contract number says so and stops. A stock vLLM server, which sends no
-contract number, is taken as it is.
+once what cannot. A client that meets another contract number says so and stops. What is different with a stock vLLM
+server, which sends none, is in `stock_vllm.py`.
 """
 
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from posttrain.core.serving import is_loopback
 from posttrain.core.wire import CONTRACT, CONTRACT_HEADER, DIGEST_HEADER, FinishReason, ScoreItem
 
 RETRIED_STATUS = {429, 502, 503, 504}
+UNKNOWN_MODEL = ("model_not_found", 404)
+"""How a policy service and a stock vLLM server say that they have no such model."""
 
 
 class ServiceUnavailable(WorkError):
@@ -175,24 +177,25 @@ class PolicyClient(_Service):
         `version` None takes the current weights. Raises StaleVersion when the service does not hold that version.
         """
         model = self.model if version is None else f"{self.model}@{version}"
-        body = {
-            "model": model,
-            "prompt": [list(prompt) for prompt in prompts],
-            "n": n,
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "seed": seed,
-            "logprobs": 0,
-            "return_token_ids": True,
-        }
-        response = self.request("POST", "/v1/completions", json=body)
-        if response.status_code == 404 and error_code(response) == "model_not_found":
+        return self._complete(
+            model,
+            prompts,
+            {"n": n, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed},
+            exact=version is not None,
+        )
+
+    def _complete(
+        self, model: str, prompts: Sequence[list[int]], sampling: Mapping[str, Any], *, exact: bool
+    ) -> list[list[Completion]]:
+        """One request. `exact`: StaleVersion unless the answer says that it is `model`'s."""
+        body = {"model": model, "prompt": [list(prompt) for prompt in prompts], "logprobs": 0, "return_token_ids": True}
+        response = self.request("POST", "/v1/completions", json=body | dict(sampling))
+        if response.status_code == 404 and error_code(response) in UNKNOWN_MODEL:
             raise StaleVersion(f"{self.url} does not hold {model}: {error_message(response)}")
         answer = self.check(response, "complete")
-        if version is not None and answer["model"] != model:
+        if exact and answer["model"] != model:
             raise StaleVersion(f"{self.url} answered with {answer['model']} instead of {model}")
-        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+        choices, n = sorted(answer["choices"], key=lambda choice: choice["index"]), sampling["n"]
         if len(choices) != n * len(prompts):
             raise WorkError(f"{self.url} gave {len(choices)} choices for {len(prompts)} prompts with n = {n}")
         completions = [
@@ -243,7 +246,7 @@ def error_message(response: httpx.Response) -> str:
         return response.text[:200]
 
 
-def error_code(response: httpx.Response) -> str | None:
+def error_code(response: httpx.Response) -> str | int | None:
     """The code in an error of OpenAI's form."""
     try:
         return response.json()["error"]["code"]

@@ -34,9 +34,18 @@ def run_plan(plan: Plan, options: Options) -> None:
         _remove(plan.last.run)
     _record_base(plan)
     logs = plan.last.run.path / "logs"
+    recipe = plan.recipe
     with RunServices(
-        logs, plan.recipe.sources, plan.recipe.threads, service_url("policy"), service_url("reward")
+        logs,
+        recipe.sources,
+        recipe.threads,
+        service_url("policy"),
+        service_url("reward"),
+        recipe.engine,
+        recipe.vllm,
     ) as services:
+        if any(stage.samples and not stage.run.finished for stage in plan.stages):
+            services.refuse_unfit_policy()
         for number, stage in enumerate(plan.stages, start=1):
             label = f"[{number}/{len(plan.stages)}] {stage.method} {stage.identity.fingerprint[:12]}"
             if stage.run.finished:

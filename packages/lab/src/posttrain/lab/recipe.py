@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from posttrain.core.config import Settings, apply_overrides, read_yaml, validate
 from posttrain.core.errors import RequestError, suggest
 from posttrain.data.sources import Source
+from posttrain.rollout.settings import EngineKind, VllmSettings
 from posttrain.trainers.ppo import Settings as PPOSettings
 from posttrain.trainers.preferences import Settings as PreferenceSettings
 from posttrain.trainers.reward_model import Settings as RewardModelSettings
@@ -103,6 +104,10 @@ class Recipe(Settings):
     """How every checkpoint is evaluated."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of trainer and services; none: all cores. Another number gives other last digits."""
+    engine: EngineKind = "auto"
+    """What the run's own policy service generates with; `vllm` runs in an environment of its own (`make vllm`)."""
+    vllm: VllmSettings = VllmSettings()
+    """For `engine: vllm`."""
     sft: SFTSettings = SFTSettings()
     """Supervised fine-tuning."""
     preferences: PreferenceSettings = PreferenceSettings()

@@ -4,13 +4,19 @@ Whoever samples pushes the weights that it samples from under a version of its o
 architecture will do. The reward service is started anew when a reward model joins it.
 """
 
+import json
 import sys
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 
 from posttrain.core.clients import PolicyClient, RewardClient
-from posttrain.lab.services import SupervisedService
+from posttrain.core.stock_vllm import StockVllm, connect_policy
+from posttrain.lab.services import SupervisedService, vllm_python
+from posttrain.rollout.settings import EngineKind, VllmSettings
+
+VLLM_READY_SECONDS = 900.0
+"""vLLM compiles kernels and captures graphs before it answers."""
 
 
 class RunServices:
@@ -23,8 +29,11 @@ class RunServices:
         threads: int | None,
         policy_url: str | None = None,
         reward_url: str | None = None,
+        engine: EngineKind = "auto",
+        vllm: VllmSettings = VllmSettings(),
     ) -> None:
         self._logs, self._sources = logs, sources
+        self._engine, self._vllm = engine, vllm
         self._threads = ["--threads", str(threads)] if threads else []
         self._policy_url, self._reward_url = policy_url, reward_url
         self._policy: PolicyClient | None = None
@@ -40,12 +49,30 @@ class RunServices:
         with self._policy_stack, self._reward_stack:
             pass
 
+    def refuse_unfit_policy(self) -> None:
+        """RequestError when the policy service of this run cannot be trained with; better told before other stages."""
+        if self._policy_url:
+            client = self._connect(self._policy_url)
+            if isinstance(client, StockVllm):
+                client.refuse_unless_trainable()
+        elif self._engine == "vllm":
+            vllm_python()
+
     def policy(self, checkpoint: Path) -> PolicyClient:
         """A client of the policy service, which starts from `checkpoint` if it is not running yet."""
-        if self._policy is None:
-            url = self._policy_url or self._start("policy", [str(checkpoint)], self._policy_stack)
-            self._policy = self._policy_stack.enter_context(closing(PolicyClient(url)))
+        return self._policy or self._connect(self._policy_url or self._start_policy(checkpoint))
+
+    def _connect(self, url: str) -> PolicyClient:
+        self._policy = self._policy_stack.enter_context(closing(connect_policy(url)))
         return self._policy
+
+    def _start_policy(self, checkpoint: Path) -> str:
+        arguments = [str(checkpoint), "--engine", self._engine]
+        if self._engine != "vllm":
+            return self._start("policy", arguments, self._policy_stack)
+        for name, value in self._vllm.model_dump().items():
+            arguments += ["--set", f"vllm.{name}={json.dumps(value)}"]
+        return self._start("policy", arguments, self._policy_stack, vllm_python(), VLLM_READY_SECONDS)
 
     def reward(self, model: Path | None) -> RewardClient:
         """A client of a reward service with the recipe's sources and, if `model` is given, that as `rm`."""
@@ -61,8 +88,16 @@ class RunServices:
         named = [part for name, target in self._sources.items() for part in ("--source", f"{name}={target}")]
         return [*([str(model)] if model else []), *named]
 
-    def _start(self, name: str, arguments: list[str], stack: ExitStack) -> str:
-        service = SupervisedService(name, [name, *arguments, *self._threads], self._logs / f"{name}.log")
+    def _start(
+        self,
+        name: str,
+        arguments: list[str],
+        stack: ExitStack,
+        python: Path | None = None,
+        ready_seconds: float = SupervisedService.READY_SECONDS,
+    ) -> str:
+        arguments = [name, *arguments, *self._threads]
+        service = SupervisedService(name, arguments, self._logs / f"{name}.log", python, ready_seconds)
         stack.enter_context(service)
         print(f"{name} service ready on {service.url}", file=sys.stderr)
         return service.url

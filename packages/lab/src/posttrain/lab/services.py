@@ -19,7 +19,7 @@ from types import TracebackType
 import httpx
 
 from posttrain.core.clients import RewardClient
-from posttrain.core.errors import WorkError
+from posttrain.core.errors import RequestError, WorkError
 from posttrain.core.process import PARENT_VARIABLE
 from posttrain.core.serving import free_port
 
@@ -32,12 +32,31 @@ class SupervisedService:
     MOST_RESTARTS = 5
     RESTART_WINDOW_SECONDS = 60.0
 
-    def __init__(self, name: str, arguments: Sequence[str], log: Path) -> None:
-        """`arguments` follow `posttrain serve`; `--port` is added. `log` receives what the process prints."""
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        log: Path,
+        python: Path | None = None,
+        ready_seconds: float = READY_SECONDS,
+    ) -> None:
+        """`arguments` follow `posttrain serve`; `--port` is added. `log` receives what the process prints.
+
+        `python`, the interpreter of another environment, is this process's own if it is not given.
+        """
         self.name, self.log = name, Path(log)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._command = [sys.executable, "-m", "posttrain.core", "serve", *arguments, "--port", str(self.port)]
+        self._ready_seconds = ready_seconds
+        self._command = [
+            str(python or sys.executable),
+            "-m",
+            "posttrain.core",
+            "serve",
+            *arguments,
+            "--port",
+            str(self.port),
+        ]
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
         self._ready = threading.Event()
@@ -108,7 +127,7 @@ class SupervisedService:
             )
 
     def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + self.READY_SECONDS
+        deadline = time.monotonic() + self._ready_seconds
         while time.monotonic() < deadline:
             try:
                 if httpx.get(f"{self.url}/readyz", timeout=2.0, trust_env=False).status_code == 200:
@@ -120,7 +139,7 @@ class SupervisedService:
                 self._stopping.set()
                 raise WorkError(f"the {self.name} service did not start: {self._last_words()} (log: {self.log})")
             time.sleep(0.1)
-        raise WorkError(f"the {self.name} service was not ready after {self.READY_SECONDS:.0f} s; see {self.log}")
+        raise WorkError(f"the {self.name} service was not ready after {self._ready_seconds:.0f} s; see {self.log}")
 
     def _last_words(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -130,6 +149,18 @@ class SupervisedService:
 def service_url(name: str) -> str | None:
     """The address in `POLICY_URL` or `REWARD_URL`: a running service to use instead of an own one."""
     return os.environ.get(f"{name.upper()}_URL") or None
+
+
+def vllm_python() -> Path:
+    """The interpreter of vLLM's environment: `.venv-vllm` beside this one, or what POSTTRAIN_VLLM_PYTHON names."""
+    named = os.environ.get("POSTTRAIN_VLLM_PYTHON")
+    python = Path(named) if named else Path(sys.prefix).parent / ".venv-vllm" / "bin" / "python"
+    if not python.is_file():
+        raise RequestError(
+            f"engine vllm: there is no {python}; make vLLM's environment with `make vllm`, or name its interpreter in "
+            "POSTTRAIN_VLLM_PYTHON"
+        )
+    return python
 
 
 def external_rewards() -> dict[str, str]:

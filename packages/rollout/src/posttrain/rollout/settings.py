@@ -16,6 +16,8 @@ from posttrain.core.errors import RequestError
 
 ENVIRONMENT = "POSTTRAIN_POLICY"
 
+EngineKind = Literal["auto", "native", "torch", "vllm"]
+
 
 class VllmSettings(Settings):
     """What the engine `vllm` is given besides the checkpoint."""
@@ -32,7 +34,7 @@ class PolicyServiceSettings(Settings):
 
     checkpoint: str
     """Folder or Hub id of a causal language model with its tokenizer; its weights are version 0."""
-    engine: Literal["auto", "native", "torch", "vllm"] = "auto"
+    engine: EngineKind = "auto"
     """What generates. `auto`: the best of posttrain's own, `native` (C++ on a CPU, known architectures) or `torch` (any
     model's own modules); `vllm`: vLLM, whose environment the service then runs in."""
     vllm: VllmSettings = VllmSettings()

@@ -35,9 +35,10 @@ def stage(
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")] = False,
 ) -> None:
     """Run one stage of training, or resume it, from given checkpoints, data and services."""
-    from posttrain.core.clients import PolicyClient, RewardClient
+    from posttrain.core.clients import RewardClient
     from posttrain.core.hashing import digest_checkpoint
     from posttrain.core.runs import RunDirectory, StageIdentity
+    from posttrain.core.stock_vllm import connect_policy
     from posttrain.data.sources import Source, describe_source
     from posttrain.trainers.stage import StageInputs, method_module, run_stage
 
@@ -77,7 +78,7 @@ def stage(
         reference=reference,
         source=source,
         validation=held_out,
-        policy=PolicyClient(policy_url) if policy_url else None,
+        policy=connect_policy(policy_url) if policy_url else None,
         reward=reward,
         trackers=tuple(tracker or ()),
         threads=threads,

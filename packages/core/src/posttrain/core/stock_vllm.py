@@ -1,0 +1,190 @@
+"""A stock `vllm serve` behind POLICY_URL: the same client's methods, over what that server offers at run time.
+
+Full weights go through its developer routes (VLLM_SERVER_DEV_MODE=1): a folder that the server can read, reload from
+there, and a name for what was loaded, which a restarted server has lost. PEFT adapters are loaded by name
+(VLLM_ALLOW_RUNTIME_LORA_UPDATING=1). The folder lies where Python puts temporary files: for a server on another machine
+TMPDIR names a disk that both share. Written against vLLM 0.32; a server that lacks something is told off in one line.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from posttrain.core.clients import Completion, PolicyClient, StaleVersion, error_message
+from posttrain.core.errors import RequestError, WorkError
+from posttrain.core.seeds import derive_seed
+from posttrain.core.wire import CONTRACT_HEADER
+
+REQUESTS_AT_ONCE = 32
+ADAPTER_CONFIG = "adapter_config.json"
+EXACT_SAMPLING = {
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+"""Told in every request: a stock server otherwise takes these from the checkpoint's generation_config.json."""
+
+
+def connect_policy(url: str, api_key: str | None = None, **options: float) -> PolicyClient:
+    """The client for whatever serves at `url`: our policy service, or a stock vLLM server."""
+    client = PolicyClient(url, api_key, **options)
+    response = client.request("GET", "/v1/models")
+    models = client.check(response, "list its models")["data"]
+    if CONTRACT_HEADER in response.headers:
+        return client
+    served = [model for model in models if model.get("owned_by") == "vllm" and not model.get("parent")]
+    if not served:
+        raise RequestError(f"{url} is neither a posttrain policy service nor a vLLM server; it cannot take weights")
+    client.close()
+    return StockVllm(url, api_key, model=str(served[0]["id"]), **options)
+
+
+class StockVllm(PolicyClient):
+    """Samples from a stock vLLM server and gives it weights."""
+
+    def __init__(self, url: str, api_key: str | None = None, *, model: str, **options: float) -> None:
+        super().__init__(url, api_key, model=model, **options)
+        self._labels: dict[int, str] = {}
+        self._adapter: tuple[str, tempfile.TemporaryDirectory[str]] | None = None
+
+    def complete(
+        self,
+        prompts: Sequence[list[int]],
+        *,
+        version: int | None,
+        max_tokens: int,
+        n: int = 1,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> list[list[Completion]]:
+        """As `PolicyClient.complete`; a request a prompt, since all prompts of one share their random numbers there."""
+        by_name = version is not None and self._adapter is not None and self._adapter[0] == f"{self.model}@{version}"
+        model = f"{self.model}@{version}" if by_name else self.model
+        if version is not None and not by_name:
+            self._check_holds(version)
+
+        def one(place: int) -> list[Completion]:
+            own_seed = None if seed is None else derive_seed(seed, "prompt", place) >> 2  # it adds the choice's number
+            sampling = {"n": n, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": own_seed}
+            return self._complete(model, [prompts[place]], EXACT_SAMPLING | sampling, exact=by_name)[0]
+
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            completions = list(pool.map(one, range(len(prompts))))
+        if version is not None and not by_name:
+            self._check_holds(version)  # nobody else's weights came in between
+        for completion in (completion for group in completions for completion in group):
+            if completion.finish_reason not in ("stop", "length"):
+                raise WorkError(f"{self.url} ended a completion with '{completion.finish_reason}'; see its log")
+        return completions
+
+    def push(self, version: int, weights: bytes | Path) -> dict[str, Any]:
+        """Makes one safetensors file, full weights or a PEFT adapter, what `version` means."""
+        data = weights if isinstance(weights, bytes) else Path(weights).read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        adapter = header.get("__metadata__", {}).get(ADAPTER_CONFIG)
+        if adapter is None:
+            self._check_head(header)
+            self._reload(data, f"{self.model}@{version} {digest[:16]}")
+            self._labels[version] = f"{self.model}@{version} {digest[:16]}"
+        else:
+            self._load_adapter(data, adapter, f"{self.model}@{version}")
+        return {"id": f"{self.model}@{version}", "sha256": digest}
+
+    def refuse_unless_trainable(self) -> None:
+        """RequestError, in one line, for what the server lacks to be trained with by full weights."""
+        self._config()
+
+    def close(self) -> None:
+        """Ends the connections and removes an adapter's folder."""
+        if self._adapter:
+            self._adapter[1].cleanup()
+        super().close()
+
+    def _reload(self, data: bytes, label: str) -> None:
+        with _readable_folder() as folder:
+            (Path(folder) / "model.safetensors").write_bytes(data)
+            self._post("/pause?mode=wait")
+            try:
+                # Should loading fail, what is there then must not go by the name of what was there before.
+                self._post("/update_weight_version", new_version="incomplete")
+                try:
+                    self._post("/collective_rpc", method="reload_weights", kwargs={"weights_path": folder})
+                except WorkError as error:
+                    raise WorkError(f"{error} (it must see {folder}: TMPDIR can name a disk that both share)") from None
+                if not self._post("/reset_prefix_cache")["success"]:
+                    raise WorkError(f"{self.url} did not empty its prefix cache after new weights")
+                self._post("/update_weight_version", new_version=label)
+            finally:
+                self._post("/resume")
+
+    def _load_adapter(self, data: bytes, config: str, name: str) -> None:
+        folder = _readable_folder()
+        (Path(folder.name) / "adapter_model.safetensors").write_bytes(data)
+        (Path(folder.name) / ADAPTER_CONFIG).write_text(config)
+        body = {"lora_name": name, "lora_path": folder.name, "load_inplace": True}
+        response = self.request("POST", "/v1/load_lora_adapter", json=body)
+        if response.status_code == 404:
+            raise RequestError(
+                f"{self.url} is a stock vLLM server that loads no adapters; start it with "
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora --max-lora-rank R"
+            )
+        if response.status_code != 200:
+            raise RequestError(f"{self.url} refused to load an adapter: {error_message(response)}")
+        if self._adapter and self._adapter[0] != name:
+            self.request("POST", "/v1/unload_lora_adapter", json={"lora_name": self._adapter[0]})
+        if self._adapter:
+            self._adapter[1].cleanup()
+        self._adapter = (name, folder)
+
+    def _config(self) -> dict[str, Any]:
+        info = self.request("GET", "/server_info?config_format=json")
+        if info.status_code == 404 or self.request("GET", "/weight_info").status_code == 404:
+            raise RequestError(
+                f"{self.url} is a stock vLLM server without routes for new weights (vLLM 0.32 has them): start it with "
+                "VLLM_SERVER_DEV_MODE=1 and --logprobs-mode processed_logprobs, or use posttrain's policy service "
+                "with --engine vllm"
+            )
+        config: dict[str, Any] = self.check(info, "describe itself")["vllm_config"]
+        mode = config["model_config"]["logprobs_mode"]
+        if mode != "processed_logprobs":
+            raise RequestError(
+                f"{self.url} reports {mode}, not those that it samples from; start it with --logprobs-mode "
+                "processed_logprobs"
+            )
+        return config
+
+    def _check_head(self, header: dict[str, Any]) -> None:
+        if self._config()["device_config"]["device"] == "cpu" and "lm_head.weight" not in header:
+            raise RequestError(
+                f"{self.url} is vLLM's CPU build, whose reload leaves an output head that is tied to the embedding "
+                "as it was; use posttrain's policy service with --engine vllm, or a model with a head of its own"
+            )
+
+    def _check_holds(self, version: int) -> None:
+        held = self.check(self.request("GET", "/weight_info"), "tell its weights")["weight_version"]
+        if held != self._labels.get(version):
+            raise StaleVersion(f"{self.url} holds '{held}', not version {version} of this run")
+
+    def _post(self, path: str, **body: Any) -> dict[str, Any]:
+        response: httpx.Response = self.request("POST", path, json=body)
+        if response.status_code != 200:
+            raise WorkError(f"{self.url} failed at {path} (status {response.status_code}): {error_message(response)}")
+        answer: dict[str, Any] = response.json()
+        return answer
+
+
+def _readable_folder() -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder that a server under another account can read too."""
+    folder = tempfile.TemporaryDirectory(prefix="posttrain-weights-")
+    Path(folder.name).chmod(0o755)
+    return folder
