@@ -1,11 +1,27 @@
-"""Small random models of both families, a byte-level tokenizer and a checkpoint folder made of them."""
+"""Small random models of every family, both engines, a byte-level tokenizer and a checkpoint folder made of them."""
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GemmaConfig,
+    GemmaForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from posttrain.data.chat import CHATML_TEMPLATE
+from posttrain.rollout.native.build import NoKernel
+from posttrain.rollout.native.kernel import load_kernel
+from posttrain.rollout.native_engine import NativeEngine
+from posttrain.rollout.torch_engine import TorchEngine
 
 torch.set_num_threads(1)
 
@@ -30,9 +46,18 @@ def tokenizer():
     return tokenizer
 
 
+CONFIGS = {
+    Qwen2ForCausalLM: Qwen2Config,
+    Qwen3ForCausalLM: Qwen3Config,
+    LlamaForCausalLM: LlamaConfig,
+    MistralForCausalLM: MistralConfig,
+    GemmaForCausalLM: GemmaConfig,
+}
+
+
 def small_model(kind, vocab_size, seed=0, sharpness=4.0, tied=True):
     """A random model whose distributions are neither flat nor certain."""
-    config_class = {Qwen2ForCausalLM: Qwen2Config, LlamaForCausalLM: LlamaConfig}[kind]
+    config_class = CONFIGS[kind]
     torch.manual_seed(seed)
     model = kind(
         config_class(
@@ -41,6 +66,7 @@ def small_model(kind, vocab_size, seed=0, sharpness=4.0, tied=True):
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
+            head_dim=16,
             intermediate_size=128,
             tie_word_embeddings=tied,
             max_position_embeddings=256,
@@ -53,6 +79,8 @@ def small_model(kind, vocab_size, seed=0, sharpness=4.0, tied=True):
         for name, parameter in model.named_parameters():
             if "norm" not in name:
                 parameter.mul_(sharpness)
+            else:
+                parameter.add_(0.1 * torch.randn(parameter.shape))
     return model
 
 
@@ -62,9 +90,25 @@ def make_model(tokenizer):
     return lambda kind=Qwen2ForCausalLM, **options: small_model(kind, len(tokenizer), **options)
 
 
-@pytest.fixture(scope="session", params=[Qwen2ForCausalLM, LlamaForCausalLM], ids=["qwen2", "llama"])
+@pytest.fixture(scope="session", params=list(CONFIGS), ids=[config.model_type for config in CONFIGS.values()])
 def any_model(request, tokenizer):
     return small_model(request.param, len(tokenizer))
+
+
+@pytest.fixture(scope="session")
+def native_engine():
+    """`NativeEngine` on one thread unless told otherwise, where it can be compiled."""
+    try:
+        load_kernel()
+    except NoKernel as reason:
+        pytest.skip(str(reason))
+    return lambda model, ends, **options: NativeEngine(model, ends, **{"threads": 1, **options})
+
+
+@pytest.fixture(params=["native", "torch"])
+def make_engine(request):
+    """Each engine by turns: `make_engine(model, end_ids)`."""
+    return TorchEngine if request.param == "torch" else request.getfixturevalue("native_engine")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from posttrain.rollout.decode import Batch
 from posttrain.rollout.load import load_engine
 from posttrain.rollout.sample import Sample
 from posttrain.rollout.sampling import Sampling, sample_seed
-from posttrain.rollout.torch_engine import TorchEngine
 
 TOLERANCE = 1e-4
 END = 2
@@ -39,17 +38,17 @@ def flat(groups):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_logprobs_equal_a_full_forward_pass(any_model, temperature):
-    engine = TorchEngine(any_model, [END])
+def test_logprobs_equal_a_full_forward_pass(any_model, temperature, make_engine):
+    engine = make_engine(any_model, [END])
     groups = engine.generate(
         random_prompts([3, 40, 17, 40, 100, 1]), Sampling(max_tokens=40, temperature=temperature), n=3, seed=5
     )
     assert_exact(any_model, flat(groups), temperature)
 
 
-def test_logprobs_stay_exact_while_rows_end_and_are_dropped(any_model):
+def test_logprobs_stay_exact_while_rows_end_and_are_dropped(any_model, make_engine):
     # Ten end tokens make rows end at very different places, so rows and leading columns are dropped many times.
-    engine = TorchEngine(any_model, range(2, 60))
+    engine = make_engine(any_model, range(2, 60))
     samples = flat(engine.generate(random_prompts(range(1, 60, 2)), Sampling(max_tokens=60), n=2, seed=1))
     assert len({len(sample.token_ids) for sample in samples}) > 5
     assert_exact(any_model, samples)
@@ -73,9 +72,9 @@ def assert_greedy_as_generate(model, prompt, sample, end_ids):
     return agree
 
 
-def test_greedy_equals_generate(any_model):
+def test_greedy_equals_generate(any_model, make_engine):
     prompts = random_prompts([5, 9, 30, 30, 2])
-    engine = TorchEngine(any_model, [END])
+    engine = make_engine(any_model, [END])
     groups = engine.generate(prompts, Sampling(max_tokens=30, temperature=0.0))
     compared = [assert_greedy_as_generate(any_model, p, g[0], [END]) for p, g in zip(prompts, groups, strict=True)]
     assert sum(compared) >= 100
@@ -92,8 +91,8 @@ def test_nano_base_is_exact():
         assert_greedy_as_generate(engine.model, prompt, group[0], engine.eos_ids)
 
 
-def test_padding_makes_no_difference(model):
-    engine = TorchEngine(model, [END])
+def test_padding_makes_no_difference(model, make_engine):
+    engine = make_engine(model, [END])
     short, long = random_prompts([4, 90])
     alone = engine.generate([short], Sampling(max_tokens=30, temperature=0.0))[0][0]
     padded = engine.generate([short, long], Sampling(max_tokens=30, temperature=0.0))[0][0]
@@ -101,29 +100,27 @@ def test_padding_makes_no_difference(model):
     assert torch.allclose(torch.tensor(alone.logprobs), torch.tensor(padded.logprobs), atol=TOLERANCE)
 
 
-def test_sample_depends_on_its_seed_and_place_and_not_on_the_batch(model):
-    engine = TorchEngine(model, [END])
+def test_sample_depends_on_its_seed_and_place_and_not_on_the_batch(model, make_engine):
+    engine = make_engine(model, [END])
     prompts = random_prompts([6, 50, 12, 33])
     sampling = Sampling(max_tokens=25)
     together = engine.generate(prompts, sampling, n=3, seed=9)
     first_alone = engine.generate(prompts[:1], sampling, n=1, seed=9)
     assert together[0][0].token_ids == first_alone[0][0].token_ids
     third = Sample(tuple(prompts[2]), sampling, sample_seed(9, 2, 1))
-    batch = Batch(model, [third], [END])
-    while not batch.done:
-        batch.step()
+    engine.run([third])
     assert third.token_ids == together[2][1].token_ids
 
 
-def test_same_request_gives_the_same_bits(model):
-    engine = TorchEngine(model, range(2, 20), max_batch=8)
+def test_same_request_gives_the_same_bits(model, make_engine):
+    engine = make_engine(model, range(2, 20), max_batch=8)
     prompts = random_prompts([6, 50, 12, 33, 7, 7])
     first, second = (flat(engine.generate(prompts, Sampling(max_tokens=25), n=3, seed=9)) for _ in range(2))
     assert [(s.token_ids, s.logprobs) for s in first] == [(s.token_ids, s.logprobs) for s in second]
 
 
-def test_choices_and_seeds_differ(model):
-    engine = TorchEngine(model, [END])
+def test_choices_and_seeds_differ(model, make_engine):
+    engine = make_engine(model, [END])
     prompts = random_prompts([6])
     sampling = Sampling(max_tokens=20, temperature=2.0)
     one = [s.token_ids for s in engine.generate(prompts, sampling, n=4, seed=1)[0]]
@@ -131,20 +128,19 @@ def test_choices_and_seeds_differ(model):
     assert len({tuple(ids) for ids in one + other}) == 8
 
 
-def test_group_equals_the_prompt_repeated(model):
+def test_group_equals_the_prompt_repeated(model, make_engine):
     prompt = random_prompts([30])[0]
     sampling = Sampling(max_tokens=20)
-    group = TorchEngine(model, [END]).generate([prompt], sampling, n=4, seed=3)[0]
+    engine = make_engine(model, [END])
+    group = engine.generate([prompt], sampling, n=4, seed=3)[0]
     for choice, sample in enumerate(group):
         alone = Sample(tuple(prompt), sampling, sample_seed(3, 0, choice))
-        batch = Batch(model, [alone], [END])
-        while not batch.done:
-            batch.step()
+        engine.run([alone])
         assert alone.token_ids == sample.token_ids
 
 
-def test_requests_larger_than_a_batch_come_back_complete_and_in_order(model):
-    engine = TorchEngine(model, [END], max_batch=4)
+def test_requests_larger_than_a_batch_come_back_complete_and_in_order(model, make_engine):
+    engine = make_engine(model, [END], max_batch=4)
     prompts = random_prompts([5, 8, 11])
     groups = engine.generate(prompts, Sampling(max_tokens=6), n=3, seed=1)
     assert [[list(s.prompt) for s in group] for group in groups] == [[prompt] * 3 for prompt in prompts]
@@ -167,17 +163,17 @@ def test_prompts_may_be_computed_in_pieces(model, prefill_tokens):
         assert all(len(top) == 2 and top[0][1] >= top[1][1] for top in sample.prompt_logprobs.top)
 
 
-def test_echo_alone_samples_nothing(model):
+def test_echo_alone_samples_nothing(model, make_engine):
     prompt = random_prompts([12])[0]
-    sample = TorchEngine(model, [END]).generate([prompt], Sampling(max_tokens=0, echo=True, temperature=0.0))[0][0]
+    sample = make_engine(model, [END]).generate([prompt], Sampling(max_tokens=0, echo=True, temperature=0.0))[0][0]
     assert sample.token_ids == []
     assert sample.finish_reason == "length"
     expected = teacher_forced(model, prompt, [])
     assert torch.allclose(torch.tensor(sample.prompt_logprobs.logprobs), expected, atol=TOLERANCE)
 
 
-def test_end_token_is_reported_once_and_ends_the_sample(model):
-    engine = TorchEngine(model, range(2, 100))
+def test_end_token_is_reported_once_and_ends_the_sample(model, make_engine):
+    engine = make_engine(model, range(2, 100))
     for sample in flat(engine.generate(random_prompts([5] * 20), Sampling(max_tokens=30), seed=4)):
         assert len(sample.token_ids) == len(sample.logprobs) >= 1
         assert not any(token in engine.eos_ids for token in sample.token_ids[:-1])
@@ -186,23 +182,66 @@ def test_end_token_is_reported_once_and_ends_the_sample(model):
         assert ended or len(sample.token_ids) == 30
 
 
-def test_ignore_eos_goes_on(model):
-    engine = TorchEngine(model, range(2, 280))
+def test_ignore_eos_goes_on(model, make_engine):
+    engine = make_engine(model, range(2, 280))
     sample = engine.generate(random_prompts([5]), Sampling(max_tokens=12, ignore_eos=True))[0][0]
     assert len(sample.token_ids) == 12
 
 
-def test_cancelled_samples_end_and_the_others_do_not_notice(model):
-    engine = TorchEngine(model, [])
+def test_cancelled_samples_end_and_the_others_do_not_notice(model, make_engine):
+    engine = make_engine(model, [])
     samples = engine.samples(random_prompts([5, 9]), Sampling(max_tokens=20), n=2, seed=1)
-    batch = Batch(model, samples, [])
-    batch.step()
+    engine.add(samples)
+    engine.step()
     samples[1].cancelled = samples[2].cancelled = True
-    while not batch.done:
-        batch.step()
-    assert [s.finish_reason for s in samples] == ["length", "cancelled", "cancelled", "length"]
-    assert len(samples[1].token_ids) == 1
+    ended = []
+    while engine.running:
+        ended += engine.step().ended
+    assert [sample.finish_reason for sample in samples] == ["length", "cancelled", "cancelled", "length"]
+    assert {id(sample) for sample in ended} == {id(sample) for sample in samples}
+    assert len(ended) == 4
+    assert len(samples[0].token_ids) == len(samples[3].token_ids) == 20
     assert_exact(model, [samples[0], samples[3]])
+
+
+def test_weights_may_change_while_samples_are_in_flight(make_model, make_engine):
+    old, new = make_model(seed=1), make_model(seed=2)
+    engine = make_engine(old, [])
+    prompts = random_prompts([5, 9])
+    first = engine.samples(prompts, Sampling(max_tokens=30), seed=1)
+    engine.add(first)
+    engine.step()
+    engine.load({name: tensor.clone() for name, tensor in new.state_dict().items()}, 1, "digest")
+    second = engine.samples(prompts, Sampling(max_tokens=10), seed=2)
+    engine.run(second)
+    assert {sample.weights.version for sample in first} == {0}
+    assert {sample.weights.version for sample in second} == {1}
+    assert_exact(old, first)
+    assert_exact(new, second)
+    assert all(sample.finish_reason == "length" for sample in first + second)
+
+
+@pytest.mark.parametrize("options", [{"top_k": 3}, {"top_p": 0.4}, {"min_p": 0.3}])
+def test_truncated_draws_stay_in_the_kept_set_and_report_the_whole_distribution(model, make_engine, options):
+    samples = flat(make_engine(model, []).generate(random_prompts([5, 9]), Sampling(max_tokens=20, **options), n=3))
+    assert_exact(model, samples)
+    for sample in samples:
+        for place in range(20):
+            ids = torch.tensor([[*sample.prompt, *sample.token_ids[:place]]])
+            logprobs = model(ids).logits[0, -1].log_softmax(-1)
+            better = int((logprobs > logprobs[sample.token_ids[place]] + TOLERANCE).sum())
+            mass = float(logprobs[logprobs > logprobs[sample.token_ids[place]] + TOLERANCE].exp().sum())
+            ratio = float(logprobs[sample.token_ids[place]].exp() / logprobs.max().exp())
+            assert better < options.get("top_k", 1000)
+            assert mass < options.get("top_p", 1.0) + TOLERANCE
+            assert ratio > options.get("min_p", 0.0) - TOLERANCE
+
+
+def test_biased_tokens_are_drawn_and_reported_with_their_bias(model, make_engine):
+    sampling = Sampling(max_tokens=10, logit_bias={7: 100.0}, top_logprobs=2)
+    sample = make_engine(model, []).generate(random_prompts([5]), sampling)[0][0]
+    assert sample.token_ids == [7] * 10
+    assert all(top[0][0] == 7 and abs(top[0][1]) < 1e-6 for top in sample.top_logprobs)
 
 
 @pytest.mark.parametrize(
@@ -217,12 +256,12 @@ def test_cancelled_samples_end_and_the_others_do_not_notice(model):
         ([5], {"logit_bias": {10**6: 1.0}}, "logit_bias"),
     ],
 )
-def test_impossible_requests_are_refused_in_words(model, prompt, sampling, message):
+def test_impossible_requests_are_refused_in_words(model, prompt, sampling, message, make_engine):
     with pytest.raises(RequestError, match=message):
-        TorchEngine(model, [END]).generate([prompt], Sampling(**sampling))
+        make_engine(model, [END]).generate([prompt], Sampling(**sampling))
 
 
-def test_context_may_be_used_to_its_last_position(model):
-    sample = TorchEngine(model, []).generate([[5] * 250], Sampling(max_tokens=6))[0][0]
+def test_context_may_be_used_to_its_last_position(model, make_engine):
+    sample = make_engine(model, []).generate([[5] * 250], Sampling(max_tokens=6))[0][0]
     assert len(sample.token_ids) == 6
     assert_exact(model, [sample])

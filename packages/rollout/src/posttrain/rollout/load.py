@@ -49,7 +49,9 @@ def load_engine(
         except (NoKernel, NotCovered) as reason:
             if kind == "native":
                 raise RequestError(f"the native engine cannot serve {checkpoint}: {reason}") from None
-            log.warning("%s is served by the plain engine, several times slower than the native one: %s", checkpoint, reason)
+            log.warning(
+                "%s is served by the plain engine, several times slower than the native one: %s", checkpoint, reason
+            )
     return TorchEngine(model.to(device), ends, max_batch, digest)
 
 

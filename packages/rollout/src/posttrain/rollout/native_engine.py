@@ -59,7 +59,7 @@ class _Flight:
     weights: Weights
     prefix: _Segment | None
     own: _Segment
-    uniforms: np.ndarray | None
+    uniforms: np.ndarray
     tokens: np.ndarray
     logprobs: np.ndarray
     by_logits: bool
@@ -119,12 +119,13 @@ class NativeEngine(Engine):
             sample.weights = sample.weights or self.weights
         prefixes = self._compute_prefixes(samples)
         empty = iter(np.flatnonzero(self._slots["state"] == IDLE).tolist())
-        for sample, prefix in zip(samples, prefixes, strict=True):
+        draws = uniform_draws([s.seed for s in samples], max(s.sampling.max_tokens for s in samples)).numpy()
+        for sample, prefix, uniforms in zip(samples, prefixes, draws, strict=True):
             if sample.sampling.max_tokens == 0:
                 sample.finish_reason = "length"
                 self._ended.append(sample)
             else:
-                self._take_off(next(empty), sample, prefix)
+                self._take_off(next(empty), sample, prefix, uniforms)
 
     def step(self) -> Step:
         ended, self._ended = self._ended, []
@@ -190,16 +191,15 @@ class NativeEngine(Engine):
             sample.prompt_logprobs.top += top_logprobs(logprobs, [count] * len(rows))
         return segment
 
-    def _take_off(self, slot: int, sample: Sample, prefix: _Segment | None) -> None:
+    def _take_off(self, slot: int, sample: Sample, prefix: _Segment | None, uniforms: np.ndarray) -> None:
         assert sample.weights is not None
         sampling, limit = sample.sampling, sample.sampling.max_tokens
-        plain = sampling.temperature > 0 and not needs_logits(sampling)
         flight = _Flight(
             sample,
             sample.weights,
             prefix,
             _Segment(sample.weights.held, min(limit, FIRST_CAPACITY), self._kernel.lanes),
-            uniform_draws([sample.seed], limit).numpy()[0] if plain else None,
+            uniforms,
             np.empty(limit, np.int32),
             np.empty(limit, np.float32),
             needs_logits(sampling),
@@ -208,7 +208,7 @@ class NativeEngine(Engine):
         self._slots[slot] = (
             prefix.struct if prefix else _NOTHING,
             flight.own.struct,
-            0 if flight.uniforms is None else flight.uniforms.ctypes.data,
+            uniforms.ctypes.data,
             flight.tokens.ctypes.data,
             flight.logprobs.ctypes.data,
             0,
@@ -230,7 +230,8 @@ class NativeEngine(Engine):
         self._draws.prepare(self._slots, list(by_logits), [flight.sample for flight in by_logits.values()])
         self._kernel.decode(model, self._slots, slots, self._ends, steps=steps, threads=self.threads)
         drawn = self._draws.draw(self._slots, list(by_logits))
-        for flight, token, logprob, top in zip(by_logits.values(), drawn.tokens, drawn.logprobs, drawn.top, strict=True):
+        rows = zip(by_logits.values(), drawn.tokens, drawn.logprobs, drawn.top, strict=True)
+        for flight, token, logprob, top in rows:
             flight.sample.take(token, logprob, top, token in self.eos_ids)
         states, counts = self._slots["state"][slots].tolist(), self._slots["count"][slots]
         for flight, state, old, count in zip(flights, states, before.tolist(), counts.tolist(), strict=True):

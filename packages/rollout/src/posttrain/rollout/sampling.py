@@ -5,6 +5,7 @@ on its logits alone and never on the rows beside it. Nothing here knows of model
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,8 +50,16 @@ def sample_seed(seed: int, prompt: int, choice: int) -> int:
 
 def uniform_draws(seeds: Sequence[int], count: int) -> torch.Tensor:
     """Float64[rows, count] in [0, 1): row r is a Philox stream keyed by `seeds[r]` alone (Salmon et al. 2011)."""
-    rows = [np.random.Generator(np.random.Philox(key=seed)).random(count) for seed in seeds]
-    return torch.from_numpy(np.minimum(np.stack(rows), LARGEST_DRAW))
+    generator = np.random.Philox(key=0)
+    fresh: dict[str, Any] = generator.state  # type: ignore[assignment]
+    raw = np.empty((len(seeds), count), np.uint64)
+    for row, seed in enumerate(seeds):
+        # A new generator a row would take five times as long as setting one back.
+        fresh["state"]["key"][:] = seed & (2**64 - 1), seed >> 64
+        generator.state = fresh  # type: ignore[assignment]
+        raw[row] = generator.random_raw(count)
+    uniforms = (raw >> np.uint64(11)) * 2.0**-53
+    return torch.from_numpy(np.minimum(uniforms, LARGEST_DRAW))
 
 
 class Sampler:

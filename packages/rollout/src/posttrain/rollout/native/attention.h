@@ -60,6 +60,23 @@ static void mix(const Model& m, const Row& row, int layer, int head, int offset,
         for (int w = 0; w < W; w++) store(out + h * m.head_dim + offset + w * LANES, acc[h][w] * splat(scale[h]));
 }
 
+// Scores of W vectors of positions for H heads; independent sums, so that they need not wait for each other. Lanes past
+// the end of the segment are the caller's to overwrite or mask.
+template <int H, int W>
+static void score(const Model& m, const Segment& s, const float* k, const float* q, float* scores, int stride) {
+    vec acc[H][W] = {};
+    for (int d = 0; d < m.head_dim; d++, k += s.capacity) {
+        vec key[W];
+        for (int w = 0; w < W; w++) key[w] = load(k + w * LANES);
+        for (int h = 0; h < H; h++) {
+            const vec part = splat(q[h * m.head_dim + d]);
+            for (int w = 0; w < W; w++) acc[h][w] += part * key[w];
+        }
+    }
+    for (int h = 0; h < H; h++)
+        for (int w = 0; w < W; w++) store(scores + h * stride + w * LANES, acc[h][w]);
+}
+
 // H query heads of one row over the keys and values of one head. `scores` holds H * stride floats.
 template <int H>
 static void attend(const Model& m, const Row& row, int layer, int head, const float* q, float* scores, int stride,
@@ -72,15 +89,9 @@ static void attend(const Model& m, const Row& row, int layer, int head, const fl
         const int length = part ? own_length : s.length;
         if (!length) continue;
         const float* k = keys(m, s, layer, head);
-        for (int p = 0; p < length; p += LANES) {
-            vec acc[H] = {};
-            for (int d = 0; d < m.head_dim; d++) {
-                const vec key = load(k + static_cast<int64_t>(d) * s.capacity + p);
-                for (int h = 0; h < H; h++) acc[h] += splat(q[h * m.head_dim + d]) * key;
-            }
-            // Lanes past the end are overwritten by the next part or masked below.
-            for (int h = 0; h < H; h++) store(scores + h * stride + before + p, acc[h]);
-        }
+        int p = 0;
+        for (; p + LANES < length; p += 2 * LANES) score<H, 2>(m, s, k + p, q, scores + before + p, stride);
+        if (p < length) score<H, 1>(m, s, k + p, q, scores + before + p, stride);
         before += length;
     }
     float scale[H];

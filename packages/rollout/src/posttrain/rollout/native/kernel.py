@@ -23,10 +23,17 @@ class Kernel:
             raise NoKernel("the compiler lays structs out in another way than Python expects")
 
     def decode(
-        self, model: PackedModel, sequences: np.ndarray, index: np.ndarray, ends: np.ndarray, *, steps: int, threads: int
+        self,
+        model: PackedModel,
+        sequences: np.ndarray,
+        index: np.ndarray,
+        ends: np.ndarray,
+        *,
+        steps: int,
+        threads: int,
     ) -> None:
         """Up to `steps` tokens for the running `sequences` (SEQUENCE[slots]) at `index` (int32[n])."""
-        block = max(1, min(MOST_ROWS, -(-len(index) // threads)))
+        block = max(1, min(rows_of_block(model), -(-len(index) // threads)))
         self._library.posttrain_decode(
             ctypes.c_void_p(model.address),
             ctypes.c_void_p(sequences.ctypes.data),
@@ -39,7 +46,13 @@ class Kernel:
         )
 
     def prefill(
-        self, model: PackedModel, texts: list[tuple[int, ...]], segments: np.ndarray, *, threads: int, logits: bool = False
+        self,
+        model: PackedModel,
+        texts: list[tuple[int, ...]],
+        segments: np.ndarray,
+        *,
+        threads: int,
+        logits: bool = False,
     ) -> torch.Tensor | None:
         """Places the keys and values of `texts` in empty `segments` (SEGMENT[n]); if asked, Float[tokens, vocab]."""
         tokens = np.fromiter((token for text in texts for token in text), np.int32)
@@ -52,12 +65,14 @@ class Kernel:
             len(texts),
             ctypes.c_void_p(segments.ctypes.data),
             ctypes.c_void_p(0 if out is None else out.data_ptr()),
-            MOST_ROWS,
+            rows_of_block(model),
             threads,
         )
         return out
 
-    def draw(self, logits: torch.Tensor, temperature: float, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def draw(
+        self, logits: torch.Tensor, temperature: float, uniforms: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """A token (Int32[rows]) and its log-probability for each row of Float[rows, vocab] by Float64[rows] uniforms.
 
         As `decode` draws; `vocab` must be a multiple of `lanes`.
@@ -79,8 +94,14 @@ class Kernel:
         return tokens, logprobs
 
 
-MOST_ROWS = 48
-"""Rows of a block. More fall out of the second-level cache, fewer fetch each weight more often."""
+CACHED_BYTES = 16 << 20
+"""Weights up to this size stay in the processor's last cache."""
+
+
+def rows_of_block(model: PackedModel) -> int:
+    """Rows that run together: few where the weights are cached anyway, so that the rows' own numbers stay in the second
+    cache; many where each pass fetches all weights from memory."""
+    return 24 if model.bytes <= CACHED_BYTES else 96
 
 
 @cache

@@ -48,6 +48,11 @@ class PackedModel:
         )
         self.address = ctypes.addressof(self.struct)
 
+    @property
+    def bytes(self) -> int:
+        """What the weights take."""
+        return sum(tensor.nbytes for tensor in self._tensors)
+
     def segment_floats(self, capacity: int) -> int:
         """Floats that keys and values of `capacity` positions take."""
         return self.layers * 2 * self.kv_heads * self.head_dim * capacity
@@ -88,7 +93,7 @@ class PackedModel:
 
     def _layer(self, layer: Any, family: Family) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
-        norms = (None, None)
+        norms: tuple[int | None, int | None] = (None, None)
         if family.norms_heads:
             norms = (self._keep(attention.q_norm.weight), self._keep(attention.k_norm.weight))
         return Layer(

@@ -27,9 +27,11 @@ static inline float sum(vec v) {
     return s;
 }
 
-// e^x to about 2 units in the last place; arguments below -87 give e^-87, which nothing here can tell from 0.
+// e^x to about 2 units in the last place, up to x = 88. Below -87 it is 0: such a share of a sum cannot be told from
+// nothing, and a token of no probability must not be drawn.
 static inline vec exponential(vec x) {
-    x = x > splat(-87.0f) ? x : splat(-87.0f);
+    const ivec vanishes = x < splat(-87.0f);
+    x = vanishes ? splat(-87.0f) : x;
     x = x < splat(88.0f) ? x : splat(88.0f);
     const vec shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
     vec n = (x * splat(1.44269504f) + shift) - shift;
@@ -42,5 +44,5 @@ static inline vec exponential(vec x) {
     p = p * r + splat(5.0000001201e-1f);
     p = p * r * r + r + splat(1.0f);
     ivec e = (__builtin_convertvector(n, ivec) + 127) << 23;
-    return p * reinterpret_cast<vec&>(e);
+    return vanishes ? vec{} : p * reinterpret_cast<vec&>(e);
 }
