@@ -67,14 +67,18 @@ def _standard_error_of_log_median(rounds: Sequence[float]) -> float:
 def record(benchmarks: Benchmarks, peers: Mapping[str, Any], runs: int, others: float) -> dict[str, Any]:
     """What is stored of one `make bench`; `others` is the share of the processors that other processes used."""
     return {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": git_commit(),
+        **stamp(),
         "machine": machine(),
         "runs": runs,
         "others": round(others, 3),
         "benchmarks": benchmarks,
         "peers": {name: {k: v for k, v in result.items() if k != "machine"} for name, result in peers.items()},
     }
+
+
+def stamp() -> dict[str, Any]:
+    """When, and at which commit of the code (`+`: with changes to it)."""
+    return {"when": datetime.now(UTC).isoformat(timespec="seconds"), "commit": git_commit()}
 
 
 def store(result: Mapping[str, Any], folder: Path = RESULTS) -> Path:
