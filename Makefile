@@ -15,13 +15,18 @@ READY    := $(VENV)/.ready
 PACKAGES := core data reward-model[service] rollout[service] trainers eval-harness llm-judge lab
 PIP      := $(BIN)/python -m pip --quiet --disable-pip-version-check $(PIP_ARGS)
 SOURCES  := $(wildcard packages/*/src)
+# vLLM's environment is apart: its pins and ours differ. VLLM=vllm==0.32.0 installs the CUDA build instead.
+VLLM       ?=
+VLLM_VENV  := .venv-vllm
+VLLM_READY := $(VLLM_VENV)/.ready
+VLLM_PIP   := $(VLLM_VENV)/bin/python -m pip --quiet --disable-pip-version-check $(PIP_ARGS)
 # Tests share the cores among processes: one thread each, and each file's tests stay in one process.
 PYTEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train serve test test-fast test-slow lint types check-imports wheels nano-base constraints clean
+.PHONY: help setup vllm peer-vllm train serve test test-fast test-slow lint types check-imports wheels nano-base constraints clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -41,7 +46,24 @@ $(READY): constraints.txt requirements-build.txt requirements-dev.txt $(wildcard
 	$(PIP) install --constraint constraints.txt --no-build-isolation --no-compile \
 	  --requirement requirements-dev.txt $(foreach package,$(PACKAGES),--editable 'packages/$(package)')
 	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
+	@$(BIN)/python -m posttrain.rollout.native.build
 	@touch $@
+
+vllm: $(VLLM_READY) ## Create .venv-vllm, vLLM's environment: its CPU build, or VLLM=vllm==0.32.0 for CUDA.
+
+$(VLLM_READY): constraints-vllm.txt requirements-build.txt packages/core/pyproject.toml packages/data/pyproject.toml packages/rollout/pyproject.toml
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+ifeq ($(VLLM),)
+	$(VLLM_PIP) install --no-deps --requirement constraints-vllm.txt
+else
+	$(VLLM_PIP) install --constraint constraints-vllm.txt '$(VLLM)' bentoml jinja2 rich tenacity typer
+endif
+	$(VLLM_PIP) install --constraint constraints-vllm.txt --requirement requirements-build.txt
+	$(VLLM_PIP) install --no-deps --no-build-isolation $(foreach package,core data rollout,--editable packages/$(package))
+	@touch $@
+
+peer-vllm: $(READY) $(VLLM_READY) ## Compare with vLLM: ids, log-probabilities, weights at run time, a stock server behind POLICY_URL.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_peer_vllm.py -m peer --timeout 600 $(ARGS)
 
 train: $(READY) ## Train METHOD=ppo and what it needs, evaluate, print the table (RECIPE=nano SEED=0 ARGS="--set …" POLICY_URL= REWARD_URL=).
 	posttrain train $(METHOD) --recipe $(RECIPE) --seed $(SEED) $(ARGS)

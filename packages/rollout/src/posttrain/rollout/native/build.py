@@ -1,7 +1,8 @@
 """Compiles the kernel once a machine, and finds it again.
 
 The library lies in the user's cache under a name that holds everything it depends on: source, compiler, processor.
-Compiling takes about two seconds. Without a compiler there is no kernel, and the reason says so.
+Compiling takes about two seconds. Without a compiler there is no kernel, and the reason says so. As a program it
+compiles ahead of the first use: python -m posttrain.rollout.native.build
 """
 
 import hashlib
@@ -9,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -72,3 +74,15 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+
+
+def main() -> None:
+    """Compiles, or says why not; an installation goes on either way."""
+    try:
+        library()
+    except NoKernel as reason:
+        print(f"no native engine, generation will be several times slower: {reason}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
