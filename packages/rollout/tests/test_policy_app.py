@@ -234,7 +234,7 @@ def test_a_broken_body_is_400(client):
     assert_error(response, 400, "not valid JSON")
     raw = b'{"model": "policy", "prompt": "\\ud800"}'
     response = client.send("POST", "/v1/completions", content=raw, headers={"Content-Type": "application/json"})
-    assert_error(response, 400, "'prompt' must be")
+    assert_error(response, 400, "not valid JSON")
 
 
 def test_harmless_parameters_are_ignored(client):

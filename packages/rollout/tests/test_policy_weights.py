@@ -26,13 +26,18 @@ def written(tmp_path, tensors, metadata=None):
     return path
 
 
+def full(path, model):
+    """What a file without an adapter holds: nobody asks for a base."""
+    return read_weights(path, model, base=None)
+
+
 @pytest.mark.parametrize("with_head", [False, True])
 def test_loaded_weights_are_the_pushed_ones(tmp_path, tied, make_model, with_head):
     other = make_model(seed=2)
     tensors = weights_of(other)
     if with_head:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
-    load_weights(tied, read_weights(written(tmp_path, tensors), tied))
+    load_weights(tied, full(written(tmp_path, tensors), tied))
     for name, tensor in other.state_dict().items():
         assert torch.equal(tied.state_dict()[name], tensor)
     assert tied.lm_head.weight.data_ptr() == tied.model.embed_tokens.weight.data_ptr()
@@ -41,12 +46,12 @@ def test_loaded_weights_are_the_pushed_ones(tmp_path, tied, make_model, with_hea
 def test_untied_head_must_be_there(tmp_path, make_model):
     model = make_model(LlamaForCausalLM, tied=False)
     with pytest.raises(RequestError, match=r"'lm_head\.weight' is missing"):
-        read_weights(written(tmp_path, weights_of(model)), model)
+        full(written(tmp_path, weights_of(model)), model)
 
 
 def test_bfloat16_is_taken_into_the_models_own_dtype(tmp_path, tied):
     tensors = {name: tensor.bfloat16() for name, tensor in weights_of(tied).items()}
-    load_weights(tied, read_weights(written(tmp_path, tensors), tied))
+    load_weights(tied, full(written(tmp_path, tensors), tied))
     assert tied.model.norm.weight.dtype == torch.float32
     assert torch.equal(tied.model.embed_tokens.weight, tensors["model.embed_tokens.weight"].float())
 
@@ -67,13 +72,7 @@ def test_the_first_wrong_tensor_is_named(tmp_path, tied, change, message):
     tensors = weights_of(tied)
     change(tensors)
     with pytest.raises(RequestError, match=message):
-        read_weights(written(tmp_path, tensors), tied)
-
-
-def test_adapters_are_refused_in_words(tmp_path, tied):
-    path = written(tmp_path, {"lora_A": torch.zeros(2)}, {"adapter_config.json": "{}"})
-    with pytest.raises(RequestError, match="adapters cannot be pushed"):
-        read_weights(path, tied)
+        full(written(tmp_path, tensors), tied)
 
 
 @pytest.mark.parametrize("body", [b"", b"junk", b"\x80\x04pickle" * 100, b"\xff" * 64])
@@ -81,4 +80,4 @@ def test_other_files_are_refused(tmp_path, tied, body):
     path = tmp_path / "junk"
     path.write_bytes(body)
     with pytest.raises(RequestError, match="not a safetensors file"):
-        read_weights(path, tied)
+        full(path, tied)

@@ -5,29 +5,37 @@ loop.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from itertools import accumulate
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from posttrain.rollout.sample import Sample, TopLogprobs
-from posttrain.rollout.text import TextWatcher, decode
+from posttrain.rollout.text import TextWatcher, decode, decode_all
 
 TokenText = Callable[[int], str]
 
 
-def token_texts(tokenizer: PreTrainedTokenizerBase) -> TokenText:
+class TokenTexts(dict[int, str]):
     """How single tokens are shown in log-probabilities, special ones included; each is decoded once."""
 
-    @cache
-    def text(token_id: int) -> str:
-        return decode(tokenizer, [token_id], skip_special=False)
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        super().__init__()
+        self._tokenizer = tokenizer
 
-    return text
+    def __missing__(self, token_id: int) -> str:
+        text = self[token_id] = decode(self._tokenizer, [token_id], skip_special=False)
+        return text
 
 
-def sample_text(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> str:
-    """What the sample says, cut before its stop string."""
+def sample_texts(tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample]) -> list[str]:
+    """What each sample says, cut before its stop string."""
+    if not any(isinstance(sample.watcher, TextWatcher) for sample in samples):
+        return decode_all(tokenizer, [sample.token_ids for sample in samples])
+    return [_watched_text(tokenizer, sample) for sample in samples]
+
+
+def _watched_text(tokenizer: PreTrainedTokenizerFast, sample: Sample) -> str:
     if isinstance(sample.watcher, TextWatcher):
         sample.watcher.finish()
         return sample.watcher.text
@@ -42,9 +50,10 @@ def usage(samples: Sequence[Sample], n: int) -> dict[str, int]:
 
 
 def completion_choice(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     sample: Sample,
     index: int,
+    text: str,
     *,
     token_text: TokenText | None,
     token_ids: bool,
@@ -53,13 +62,12 @@ def completion_choice(
 
     Log-probabilities are told when `token_text`, which shows their tokens, is given.
     """
-    text = sample_text(tokenizer, sample)
     echo = sample.sampling.echo
     if echo:
         text = decode(tokenizer, sample.prompt) + text
     choice: dict[str, Any] = {"index": index, "text": text, "logprobs": None, "finish_reason": sample.finish_reason}
     if token_text is not None:
-        ids, values, tops = sample.token_ids, list(sample.logprobs), list(sample.top_logprobs)
+        ids, values, tops = sample.token_ids, sample.logprobs, sample.top_logprobs
         if echo and sample.prompt_logprobs is not None:
             ids = [*sample.prompt, *ids]
             # Nothing predicts the first token of a prompt.
@@ -67,7 +75,7 @@ def completion_choice(
             tops = [None, *sample.prompt_logprobs.top, *tops] if sample.sampling.top_logprobs else []  # type: ignore[list-item]
         choice["logprobs"] = completion_logprobs(token_text, ids, values, tops)
     if token_ids:
-        choice["prompt_token_ids"] = list(sample.prompt)
+        choice["prompt_token_ids"] = sample.prompt
         choice["token_ids"] = sample.token_ids
     return choice
 
@@ -80,11 +88,8 @@ def completion_logprobs(
     offset: int = 0,
 ) -> dict[str, Any]:
     """The completions form: parallel lists. `offset` is where the first token's text begins."""
-    tokens = [token_text(token) for token in ids]
-    offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token)
+    tokens = list(map(token_text, ids))
+    offsets = list(accumulate(map(len, tokens[:-1]), initial=offset)) if tokens else []
     shown = (
         [
             None if top is None else _named(token_text, [*top, (token, value)])  # type: ignore[list-item]
@@ -93,7 +98,7 @@ def completion_logprobs(
         if tops
         else None
     )
-    return {"tokens": tokens, "token_logprobs": list(values), "top_logprobs": shown, "text_offset": offsets}
+    return {"tokens": tokens, "token_logprobs": values, "top_logprobs": shown, "text_offset": offsets}
 
 
 def _named(token_text: TokenText, pairs: TopLogprobs) -> dict[str, float]:
@@ -118,15 +123,16 @@ def chat_logprobs(
 
 
 def chat_choice(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     sample: Sample,
     index: int,
+    text: str,
     *,
     token_text: TokenText | None,
     token_ids: bool,
 ) -> dict[str, Any]:
     """One choice of `/v1/chat/completions`; `token_text` as for `completion_choice`."""
-    message = {"role": "assistant", "content": sample_text(tokenizer, sample), "refusal": None}
+    message = {"role": "assistant", "content": text, "refusal": None}
     choice: dict[str, Any] = {"index": index, "message": message, "logprobs": None}
     if token_text is not None:
         choice["logprobs"] = chat_logprobs(token_text, sample.token_ids, sample.logprobs, sample.top_logprobs)

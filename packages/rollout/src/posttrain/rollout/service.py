@@ -9,10 +9,20 @@ import os
 from typing import Any
 
 import bentoml
+from bentoml._internal.server.http import traffic
 
-from posttrain.core.asgi import MIB, ServiceMiddleware
+from posttrain.core.asgi import MIB, ResponseTimeout, ServiceMiddleware
 from posttrain.core.process import die_with_parent
 from posttrain.rollout.settings import ENVIRONMENT, PolicyServiceSettings, from_environment
+
+# BentoML's own leaves a timer behind for every request until it fires, with all that it holds, and answers in a form of
+# its own.
+traffic.TimeoutMiddleware = ResponseTimeout
+
+
+def _settings() -> PolicyServiceSettings:
+    # BentoML imports this module to describe the service too, where no settings need to be.
+    return from_environment() if os.environ.get(ENVIRONMENT) else PolicyServiceSettings(checkpoint="")
 
 
 class _Mounted:
@@ -30,9 +40,9 @@ mounted = _Mounted()
 @bentoml.service(
     name="posttrain_policy",
     workers=1,
-    # Seconds to the first byte of an answer; a long rollout is silent until it is done. BentoML keeps a timer for each
-    # request until it fires, so it is not endless.
-    traffic={"timeout": 600, "max_concurrency": 100_000},
+    # To the first byte of an answer, whatever the route: the service's own deadline comes before it. How many may wait
+    # is the scheduler's to say, which counts sequences.
+    traffic={"timeout": _settings().max_seconds + 60},
     logging={"access": {"enabled": False}},
 )
 @bentoml.asgi_app(mounted)
@@ -63,8 +73,7 @@ class PolicyService:
 
 
 def _limits() -> dict[str, Any]:
-    # BentoML imports this module to describe the service too, where no settings need to be.
-    settings = from_environment() if os.environ.get(ENVIRONMENT) else PolicyServiceSettings(checkpoint="")
+    settings = _settings()
     uploads = {f"/v1/models/{settings.name}@": settings.max_upload_mb * MIB}
     return {"max_body_bytes": settings.max_body_mb * MIB, "upload_limits": uploads}
 

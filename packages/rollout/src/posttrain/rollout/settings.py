@@ -47,6 +47,11 @@ class PolicyServiceSettings(Settings):
     """Most sequences (prompts times n) of one request; more are refused."""
     max_waiting: int = Field(default=65536, ge=1)
     """Sequences that may wait over all requests; a request beyond gets 503 and may come again."""
+    max_seconds: float = Field(default=600.0, gt=0, le=86400)
+    """Longest that a request may take; then 504. A request asks for less with the header `X-Posttrain-Timeout`."""
+    in_flight: Literal["finish", "restart"] = "finish"
+    """What becomes of requests in flight when weights are pushed. `finish`: they end on the version they began on.
+    `restart`: those that name no version and do not stream begin anew on the new weights."""
     threads: int = Field(default=0, ge=0)
     """Threads of a forward pass; 0 takes one for each core. The same number gives the same bits."""
     max_upload_mb: int = Field(default=16384, ge=1)

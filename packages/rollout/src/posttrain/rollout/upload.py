@@ -13,10 +13,14 @@ from pathlib import Path
 
 from posttrain.core.errors import RequestError
 from posttrain.rollout.policy import Policy
+from posttrain.rollout.scheduler import Overloaded
 from posttrain.rollout.weights import read_weights
 
 SLACK_BYTES = 64 << 20
 """What a weights file may hold beyond twice the model's own size: names, metadata, a wider dtype."""
+
+MOST_UPLOADS = 4
+"""Bodies on their way at a time: each may fill the disk with as much as the model is large."""
 
 
 class Conflict(RequestError):
@@ -39,12 +43,21 @@ class Uploads:
         own = sum(p.numel() * p.element_size() for p in policy.engine.model.parameters())
         self.limit = min(policy.settings.max_upload_mb << 20, 2 * own + SLACK_BYTES)
         self._one_at_a_time = asyncio.Lock()
+        self._coming = 0
 
     async def take(self, version: int, digest: str | None, body: AsyncIterator[bytes]) -> str:
         """Makes the safetensors file in `body` the weights of `version`; returns its SHA-256 when they serve."""
         if digest is None or not re.fullmatch("[0-9a-fA-F]{64}", digest):
             raise RequestError("the header X-Content-SHA256 must hold the body's SHA-256 as 64 hexadecimal digits")
-        digest = digest.lower()
+        if self._coming >= MOST_UPLOADS:
+            raise Overloaded(f"{self._coming} weights files are on their way already; come again")
+        self._coming += 1
+        try:
+            return await self._take(version, digest.lower(), body)
+        finally:
+            self._coming -= 1
+
+    async def _take(self, version: int, digest: str, body: AsyncIterator[bytes]) -> str:
         with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
             # The body is read also when it will be refused: a client that cannot finish sending sees a broken
             # connection instead of the answer.
@@ -53,7 +66,9 @@ class Uploads:
                 raise RequestError(f"the body's SHA-256 is {found}, the header says {digest}; send it again")
             async with self._one_at_a_time:
                 if not self._refuse_or_know(version, digest):
-                    tensors = await asyncio.to_thread(read_weights, Path(file.name), self.policy.engine.model)
+                    tensors = await asyncio.to_thread(
+                        read_weights, Path(file.name), self.policy.engine.model, self.policy.base
+                    )
                     await asyncio.to_thread(self.policy.scheduler.swap, version, digest, tensors)
         return digest
 

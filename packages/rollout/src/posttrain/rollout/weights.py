@@ -1,10 +1,10 @@
 """Weights from a safetensors file into a running model: checked completely before anything changes.
 
-Names, shapes, kinds and finiteness are checked; the first wrong one is named. Tied weights may be left out. PEFT
-adapters are not served yet and are refused in words.
+Names, shapes, kinds and finiteness are checked; the first wrong one is named. Tied weights may be left out. A PEFT
+adapter is merged into the base weights (`adapter.py`), so what a version means is always full weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from posttrain.core.errors import RequestError
+from posttrain.rollout.adapter import CONFIG, merge_adapter
 
 
 def expected_shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
@@ -31,24 +32,34 @@ def tied_names(model: PreTrainedModel) -> dict[str, str]:
     return tied
 
 
-def read_weights(path: Path, model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The tensors of a full set of weights for `model`; RequestError names the first thing that does not fit."""
+def read_weights(
+    path: Path, model: PreTrainedModel, base: Callable[[], Mapping[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    """A full set of weights for `model` from a file that holds it, or an adapter for the weights that `base` gives.
+
+    RequestError names the first thing that does not fit.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            if "adapter_config.json" in (file.metadata() or {}):
-                raise RequestError("PEFT adapters cannot be pushed to this service yet; merge and push full weights")
-            names = set(file.keys())
-            _check_names(names, model)
-            shapes = expected_shapes(model)
-            for name in shapes:
-                if name in names and (found := tuple(file.get_slice(name).get_shape())) != tuple(shapes[name]):
-                    raise RequestError(f"'{name}' has shape {list(found)}, the model's is {list(shapes[name])}")
-            # Another file must not appear under the tensors later, so they are copied out of the map.
-            tensors = {name: file.get_tensor(name).clone() for name in shapes if name in names}
+            if (config := (file.metadata() or {}).get(CONFIG)) is not None:
+                tensors = merge_adapter(file, config, base(), tied_names(model))
+            else:
+                tensors = _full_weights(file, model)
     except SafetensorError as error:
         raise RequestError(f"the body is not a safetensors file: {error}") from None
     _check_values(tensors, tied_names(model))
     return tensors
+
+
+def _full_weights(file: safe_open, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    names = set(file.keys())
+    _check_names(names, model)
+    shapes = expected_shapes(model)
+    for name in shapes:
+        if name in names and (found := tuple(file.get_slice(name).get_shape())) != tuple(shapes[name]):
+            raise RequestError(f"'{name}' has shape {list(found)}, the model's is {list(shapes[name])}")
+    # Another file must not appear under the tensors later, so they are copied out of the map.
+    return {name: file.get_tensor(name).clone() for name in shapes if name in names}
 
 
 def _check_names(names: set[str], model: PreTrainedModel) -> None:
