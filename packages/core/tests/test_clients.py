@@ -170,3 +170,25 @@ def test_proxy_of_the_environment_is_not_used_on_loopback(monkeypatch):
 def test_address_without_a_scheme_is_refused():
     with pytest.raises(RequestError, match="must start with http"):
         PolicyClient("localhost:8001")
+
+
+FAILED = {
+    "scores": [{"mine": 0.5}, {"mine": None}],
+    "sources": {"mine": "1"},
+    "errors": [{"index": 1, "source": "mine", "message": "it raised ValueError"}],
+}
+
+
+@respx.mock
+def test_item_that_a_reward_source_failed_on_is_an_error_that_names_it():
+    respx.post(f"{URL}/score").respond(json=FAILED)
+    with pytest.raises(WorkError, match=r"1 of 2 items: source 'mine' failed on items\[1\]: it raised ValueError"):
+        RewardClient(URL).score(["mine"], [{}, {}])
+
+
+@respx.mock
+def test_item_that_a_reward_source_failed_on_may_have_a_score_of_the_callers_choice():
+    respx.post(f"{URL}/score").respond(json=FAILED)
+    result = RewardClient(URL).score(["mine"], [{}, {}], on_error=-1.0)
+    assert result.scores == [{"mine": 0.5}, {"mine": -1.0}]
+    assert [(error.index, error.source) for error in result.errors] == [(1, "mine")]

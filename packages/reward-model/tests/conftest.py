@@ -1,5 +1,6 @@
 """A reward model small enough to make in a test: random weights, a byte-level tokenizer, ChatML."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-def make_reward_model(folder: Path, **config: object) -> Path:
+def _make_reward_model(folder: Path, **config: object) -> Path:
     """A checkpoint of `Qwen2ForSequenceClassification`, one label, 128 positions, with `config` over the defaults."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -45,4 +46,10 @@ def make_reward_model(folder: Path, **config: object) -> Path:
 @pytest.fixture(scope="session")
 def reward_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reward model on disk that no test changes."""
-    return make_reward_model(tmp_path_factory.mktemp("reward-model"))
+    return _make_reward_model(tmp_path_factory.mktemp("reward-model"))
+
+
+@pytest.fixture(scope="session")
+def make_reward_model() -> Callable[..., Path]:
+    """Makes a reward model in a folder, with changes to its configuration."""
+    return _make_reward_model

@@ -3,23 +3,28 @@
 import asyncio
 import json
 import re
+import sys
 import threading
+import time
 from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client import generate_latest
 from starlette.testclient import TestClient
 
-from posttrain.core.asgi import ServiceMiddleware
+from posttrain.core.asgi import ResponseTimeout, ServiceMiddleware
 from posttrain.reward_model.app import create_app
+from posttrain.reward_model.functions import FunctionLimits
 from posttrain.reward_model.scoring import Scoring
 from posttrain.reward_model.settings import RewardServiceSettings
 from posttrain.reward_model.sources import load_sources
 
 SECRET = "the-text-of-the-item"
 FUNCTIONS = """
-import threading
-started, go = threading.Event(), threading.Event()
+import os, time
+from pathlib import Path
+started, go = Path(__file__).parent / "started", Path(__file__).parent / "go"
 
 def length(prompt, completion, reference):
     return len(completion)
@@ -37,23 +42,42 @@ def text(prompt, completion, reference):
     return completion
 
 def waits(prompt, completion, reference):
-    started.set()
-    assert go.wait(10)
+    started.touch()
+    while not go.exists():
+        time.sleep(0.01)
     return 0.0
+
+def crashes(prompt, completion, reference):
+    os._exit(3) if completion == "crash" else None
+    return 1.0
+
+def hangs(prompt, completion, reference):
+    time.sleep(60 if completion == "hang" else 0)
+    return 1.0
 """
-NAMES = ("length", "roles", "raises", "infinite", "text", "waits")
+NAMES = ("length", "roles", "raises", "infinite", "text", "waits", "crashes", "hangs")
 
 
 @pytest.fixture(scope="module")
-def app(reward_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
+def app(reward_checkpoint: Path, make_reward_model, tmp_path_factory: pytest.TempPathFactory):
     """The service's application with its middleware, a reward model and functions; at most 50 items and 100 kB."""
     file = tmp_path_factory.mktemp("functions") / "functions.py"
     file.write_text(FUNCTIONS)
-    sources = {"rm": str(reward_checkpoint)} | {name: f"{file}:{name}" for name in NAMES}
-    settings = RewardServiceSettings(sources=sources, max_items=50, max_waiting_items=60)
+    other = make_reward_model(file.parent / "other", initializer_range=0.2)
+    models = {"rm": str(reward_checkpoint), "other": str(other)}
+    settings = RewardServiceSettings(
+        sources=models | {name: f"{file}:{name}" for name in NAMES},
+        ensembles={"both": ["rm", "other"]},
+        max_items=50,
+        max_waiting_items=60,
+        function_seconds=1.0,
+        function_processes=1,
+    )
     app = create_app()
     app.state.scoring = Scoring(load_sources(settings), settings)
-    return app
+    app.state.folder = file.parent
+    yield app
+    app.state.scoring.close()
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +158,7 @@ def test_a_wrong_request_is_400_with_the_place_and_none_of_its_text(client: Test
 def test_nothing_is_scored_when_a_later_item_is_refused(client: TestClient, app, monkeypatch: pytest.MonkeyPatch):
     scored = []
     source = app.state.scoring.sources["length"]
-    monkeypatch.setattr(source, "submit", lambda prepared: scored.append(prepared))
+    monkeypatch.setattr(source, "submit", lambda prepared, until: scored.append(prepared))
     refused(client, 400, {"sources": ["length", "gsm8k"], "items": [item(), item(reference=None)]})
     assert scored == []
 
@@ -144,19 +168,73 @@ def test_a_body_beyond_the_limit_is_413(client: TestClient):
 
 
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "completion", "says"),
     [
-        ("raises", "'raises' failed on items[1]: it raised ValueError"),
-        ("infinite", "'infinite' failed on items[1]: it returned inf"),
-        ("text", "'text' failed on items[0]: it returned a str"),
+        ("raises", SECRET, r"it raised ValueError at functions\.py:\d+"),
+        ("infinite", SECRET, "it returned inf, which is not finite"),
+        ("text", SECRET, "it returned a str, not a number"),
+        ("crashes", "crash", r"it ended its process \(exit status 3\)"),
+        ("hangs", "hang", "it took more than 1 s and was ended"),
     ],
 )
-def test_a_function_that_fails_is_named_with_the_item(client: TestClient, source: str, says: str):
-    items = [item(completion="fine"), item(completion=SECRET)]
-    if source == "raises":
-        says = says.replace("items[1]", "items[0]")
-    assert says in refused(client, 500, {"sources": [source], "items": items})
-    assert client.post("/score", json={"sources": ["length"], "items": items}).status_code == 200
+def test_an_item_that_a_function_fails_on_costs_that_item_its_score(
+    client: TestClient, source: str, completion: str, says: str, caplog: pytest.LogCaptureFixture
+):
+    items = [item(completion="fine"), item(completion=completion), item(completion="fine")]
+    response = client.post("/score", json={"sources": ["gsm8k", source], "items": items})
+    assert response.status_code == 200
+    answer = response.json()
+    assert [scores["gsm8k"] for scores in answer["scores"]] == [0.0] * 3
+    assert answer["scores"][1][source] is None
+    failed = {error["index"]: error for error in answer["errors"]}
+    assert failed[1]["source"] == source
+    assert re.fullmatch(says, failed[1]["message"])
+    good = [scores[source] for index, scores in enumerate(answer["scores"]) if index not in failed]
+    assert good == ([] if source in ("raises", "text") else [1.0, 1.0])
+    assert SECRET not in response.text + caplog.text
+    assert "errors" not in client.post("/score", json={"sources": ["length"], "items": items}).json()
+
+
+def test_an_ensemble_is_the_mean_the_least_and_the_disagreement_of_its_models(client: TestClient, app):
+    names = ["both.mean", "both.min", "both.std", "rm", "other"]
+    items = [item(completion=f"#### {n}") for n in range(5)]
+    answer = client.post("/score", json={"sources": names, "items": items}).json()
+    assert max(abs(scores["rm"] - scores["other"]) for scores in answer["scores"]) > 0.1
+    for scores in answer["scores"]:
+        a, b = scores["rm"], scores["other"]
+        expected = {"both.mean": (a + b) / 2, "both.min": min(a, b), "both.std": abs(a - b) / 2, "rm": a, "other": b}
+        assert scores == {name: pytest.approx(expected[name], abs=1e-12) for name in names}
+    assert answer["sources"] == {name: client.get("/v1/sources").json()["sources"][name] for name in names}
+    assert len(set(answer["sources"].values())) == 5
+
+
+def test_members_of_an_ensemble_are_scored_once_and_not_told_unless_asked(client: TestClient, app, monkeypatch):
+    calls = []
+    for name in ("rm", "other"):
+        queue = app.state.scoring.sources[name].model.queue
+        monkeypatch.setattr(queue, "_forward", lambda batch, forward=queue._forward: calls.append(1) or forward(batch))
+    answer = client.post("/score", json={"sources": ["both.mean", "both.std"], "items": [item()]}).json()
+    assert list(answer["scores"][0]) == list(answer["sources"]) == ["both.mean", "both.std"]
+    assert len(calls) == 2
+
+
+def test_no_path_that_a_client_names_is_opened(client: TestClient, app, tmp_path: Path):
+    secret = tmp_path / "functions.py"
+    secret.write_text("raise SystemExit")
+    opened: list[str] = []
+    watching = [True]
+    sys.addaudithook(
+        lambda event, arguments: opened.append(str(arguments[0])) if watching and event == "open" else None
+    )
+    secret.read_text()
+    assert opened.pop() == str(secret), "the watch works"
+    names = [str(secret), f"{secret}:f", f"file://{secret}", "../../etc/passwd", str(app.state.folder / "other")]
+    for name in names:
+        refused(client, 400, {"sources": [name], "items": [item()]})
+        body = {"sources": ["rm", "gsm8k"], "items": [item(prompt=name, completion=name, reference={"gsm8k": name})]}
+        assert client.post("/score", json=body).status_code in (200, 400)
+    watching.clear()
+    assert not [path for path in opened if any(name in path for name in (*names, secret.name))]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +247,7 @@ def test_unknown_routes_answer_in_openais_form(client: TestClient, method: str, 
 
 
 def test_an_unexpected_failure_is_500_in_openais_form(client: TestClient, app, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(app.state.scoring.sources["length"], "submit", lambda prepared: 1 / 0)
+    monkeypatch.setattr(app.state.scoring.sources["length"], "submit", lambda prepared, until: 1 / 0)
     assert "its log has the traceback" in refused(client, 500, {"sources": ["length"], "items": [item()]})
 
 
@@ -178,22 +256,22 @@ def test_a_stranger_is_refused_without_a_key(app):
     assert stranger.post("/score", json={}).status_code == 403
 
 
-def test_a_slow_function_blocks_neither_the_loop_nor_other_sources_and_too_much_waiting_is_503(app):
-    module = app.state.scoring.sources["waits"].verifier.score.__globals__
-    started: threading.Event = module["started"]
+def test_a_slow_function_blocks_neither_the_loop_nor_other_sources_and_too_much_waiting_is_503(app, monkeypatch):
+    monkeypatch.setattr(app.state.scoring.sources["waits"]._pool, "limits", FunctionLimits(seconds=30, processes=1))
 
     async def scenario() -> None:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             slow = asyncio.create_task(http.post("/score", json={"sources": ["waits"], "items": [item()] * 30}))
-            while not started.is_set():
+            while not (app.state.folder / "started").exists():
                 await asyncio.sleep(0.01)
             quick = await http.post("/score", json={"sources": ["rm", "length"], "items": [item()]})
             assert quick.status_code == 200
             too_much = await http.post("/score", json={"sources": ["length"], "items": [item()] * 31})
             assert too_much.status_code == 503
+            assert too_much.headers["Retry-After"] == "1"
             assert too_much.json()["error"]["code"] == "overloaded"
-            module["go"].set()
+            (app.state.folder / "go").touch()
             assert (await slow).status_code == 200
             again = await http.post("/score", json={"sources": ["length"], "items": [item()] * 31})
             assert again.status_code == 200
@@ -201,17 +279,17 @@ def test_a_slow_function_blocks_neither_the_loop_nor_other_sources_and_too_much_
     asyncio.run(scenario())
 
 
-def test_concurrent_requests_to_a_reward_model_share_batches_and_keep_their_scores(app, monkeypatch):
+def test_concurrent_requests_to_a_reward_model_keep_their_scores_and_are_scored_once(app, monkeypatch):
     source = app.state.scoring.sources["rm"]
     alone = {n: source.model.score([source.model.encode("2+2?", f"#### {n}", True)])[0] for n in range(20)}
     sizes = []
-    forward = source.model._forward
+    forward = source.model.queue._forward
 
     def counted(batch):
         sizes.append(len(batch))
         return forward(batch)
 
-    monkeypatch.setattr(source.model, "_forward", counted)
+    monkeypatch.setattr(source.model.queue, "_forward", counted)
 
     async def scenario() -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
@@ -221,3 +299,88 @@ def test_concurrent_requests_to_a_reward_model_share_batches_and_keep_their_scor
     for n, response in enumerate(asyncio.run(scenario())):
         assert response.json()["scores"] == [{"rm": pytest.approx(alone[n], abs=1e-4)}]
     assert sum(sizes) == 20
+
+
+def test_a_client_that_goes_away_takes_its_work_with_it(app, monkeypatch):
+    source, seen = app.state.scoring.sources["rm"], threading.Event()
+    forward, batches = source.model.queue._forward, []
+    monkeypatch.setattr(source.model.queue, "batch_tokens", 1)
+
+    def slow(batch):
+        batches.append(batch)
+        seen.set()
+        time.sleep(0.05)
+        return forward(batch)
+
+    monkeypatch.setattr(source.model.queue, "_forward", slow)
+    body = json.dumps({"sources": ["rm"], "items": [item()] * 50}).encode()
+
+    async def scenario() -> int:
+        events = [{"type": "http.request", "body": body, "more_body": False}]
+        sent = []
+
+        async def receive():
+            if events:
+                return events.pop()
+            await asyncio.to_thread(seen.wait, 10)
+            return {"type": "http.disconnect"}
+
+        async def send(event):
+            sent.append(event)
+
+        scope = {"type": "http", "method": "POST", "path": "/score", "headers": [], "query_string": b""}
+        await app(scope, receive, send)
+        return sent[0]["status"]
+
+    assert asyncio.run(scenario()) == 499
+    assert app.state.scoring.waiting_items == 0
+    source.model.score([[5, 2]])
+    assert len(batches) < 10
+
+
+def test_an_answer_that_takes_too_long_is_504_and_its_work_ends(app, monkeypatch):
+    source = app.state.scoring.sources["rm"]
+    monkeypatch.setattr(source.model.queue, "batch_tokens", 1)
+    forward, batches = source.model.queue._forward, []
+
+    def slow(batch):
+        batches.append(batch)
+        time.sleep(0.05)
+        return forward(batch)
+
+    monkeypatch.setattr(source.model.queue, "_forward", slow)
+
+    async def scenario() -> httpx.Response:
+        transport = httpx.ASGITransport(ResponseTimeout(app, 0.2))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            return await http.post("/score", json={"sources": ["rm"], "items": [item()] * 50})
+
+    response = asyncio.run(scenario())
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
+    source.model.score([[5, 2]])
+    assert len(batches) < 20
+
+
+def test_items_that_a_function_is_not_asked_for_in_time_are_failed_items_not_a_lost_request(app, monkeypatch):
+    settings = app.state.scoring.settings.model_copy(update={"deadline_seconds": 2.5})
+    monkeypatch.setattr(app.state.scoring, "settings", settings)
+    items = [item(completion="hang")] * 20
+    answer = asyncio.run(app.state.scoring.score(json.dumps({"sources": ["hangs"], "items": items}).encode()))
+    messages = [error.message for error in answer.errors]
+    assert len(messages) == 20
+    assert messages[0] == "it took more than 1 s and was ended"
+    assert messages[-1] == "it was not reached before the request's deadline"
+
+
+def test_metrics_count_items_failures_batches_and_waits_without_a_text(client: TestClient, app):
+    items = [item(completion=SECRET), item(completion="fine")]
+    client.post("/score", json={"sources": ["rm", "infinite"], "items": items})
+    text = generate_latest().decode()
+    assert SECRET not in text
+    for line in (
+        r'posttrain_reward_items_total\{source="infinite"\} [1-9]',
+        r'posttrain_reward_failed_items_total\{source="infinite"\} [1-9]',
+        r'posttrain_reward_requests_total\{outcome="ok"\} [1-9]',
+        r"posttrain_reward_request_seconds_count [1-9]",
+    ):
+        assert re.search(line, text), line

@@ -46,7 +46,7 @@ def test_without_a_checkpoint_it_serves_the_verifiers(started: list):
         (["no/such/folder"], "is not a folder"),
         (["{empty}"], "has no config.json"),
         (["--source", "mine"], "--source takes name=checkpoint"),
-        (["--source", "mine={empty}/none.py:f"], "does not exist"),
+        (["--source", "mine={empty}/none.py:f"], "cannot be read"),
         (["--source", "gsm8k={empty}"], "exists already"),
         (["--source", "a=x/y", "--source", "a=x/y"], "given twice"),
         (["--port", "0"], "port 0"),

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from posttrain.core.errors import RequestError, WorkError
 from posttrain.data.chat import render_completion
 from posttrain.data.rows import Message
-from posttrain.reward_model.scorer import RewardModel, length_batches
+from posttrain.reward_model.scorer import RewardModel
 
 
 def edit_config(folder: Path, **changes: object) -> Path:
@@ -164,9 +164,23 @@ def test_a_folder_that_does_not_exist_is_refused():
         RewardModel("./no/such/folder")
 
 
-def test_batches_hold_every_item_once_within_the_budget():
-    lengths = [random.Random(2).randrange(1, 50) for _ in range(101)] + [500]
-    batches = list(length_batches(lengths, 200))
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    assert batches[0] == [101], "an item longer than the budget goes alone"
-    assert all(len(batch) * max(lengths[i] for i in batch) <= 200 for batch in batches[1:])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_scores_do_not_depend_on_the_number_of_threads(model: RewardModel, reward_checkpoint: Path, threads: int):
+    items = _random_items(60)
+    several = RewardModel(str(reward_checkpoint), batch_tokens=300, threads=threads)
+    assert several.score(items) == pytest.approx(model.score(items), abs=1e-4)
+    several.close()
+
+
+def test_a_classifier_that_is_not_causal_is_given_its_mask(tmp_path: Path, reward_checkpoint: Path):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    folder = tmp_path / "bert"
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = BertConfig(vocab_size=300, max_position_embeddings=128, num_labels=1, initializer_range=0.3, **sizes)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(reward_checkpoint / name, folder)
+    items = [ids[:100] for ids in _random_items(24)]
+    assert RewardModel(str(folder)).score(items) == pytest.approx([_alone(folder, ids) for ids in items], abs=1e-4)

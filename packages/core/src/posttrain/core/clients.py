@@ -9,16 +9,16 @@ import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from posttrain.core.errors import ContractError, RequestError, WorkError
 from posttrain.core.serving import is_loopback
-from posttrain.core.wire import CONTRACT, CONTRACT_HEADER, DIGEST_HEADER, FinishReason, ScoreItem
+from posttrain.core.wire import CONTRACT, CONTRACT_HEADER, DIGEST_HEADER, FinishReason, ScoreError, ScoreItem
 
 RETRIED_STATUS = {429, 502, 503, 504}
 UNKNOWN_MODEL = ("model_not_found", 404)
@@ -49,10 +49,14 @@ class Completion:
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """Scores in the order of the items, and the digest or version of each source."""
+    """Scores in the order of the items, the digest or version of each source, and the items that a source failed on.
+
+    Those are in `errors`, and have in `scores` what `RewardClient.score` was told to give them.
+    """
 
     scores: list[dict[str, float]]
     sources: dict[str, str]
+    errors: list[ScoreError] = field(default_factory=list)
 
 
 class _Patience:
@@ -224,14 +228,32 @@ class PolicyClient(_Service):
 class RewardClient(_Service):
     """Scores completions at a reward service."""
 
-    def score(self, sources: Sequence[str], items: Sequence[ScoreItem | dict[str, Any]]) -> ScoreResult:
-        """Each item's score by each source."""
+    def score(
+        self,
+        sources: Sequence[str],
+        items: Sequence[ScoreItem | dict[str, Any]],
+        *,
+        on_error: Literal["raise"] | float = "raise",
+    ) -> ScoreResult:
+        """Each item's score by each source.
+
+        An item that a source failed on (a function of a user's own that raised, hung or crashed) is a WorkError that
+        names it, or, where `on_error` is a number, has that as its score and is told in `errors`.
+        """
         plain = [item.model_dump() if isinstance(item, ScoreItem) else item for item in items]
         response = self.request("POST", "/score", json={"sources": list(sources), "items": plain})
         answer = self.check(response, "score")
         if len(answer["scores"]) != len(plain):
             raise WorkError(f"{self.url} gave {len(answer['scores'])} scores for {len(plain)} items")
-        return ScoreResult(answer["scores"], answer["sources"])
+        errors = [ScoreError.model_validate(error) for error in answer.get("errors", [])]
+        if errors and on_error == "raise":
+            raise WorkError(
+                f"{self.url} has no score for {len(errors)} of {len(plain)} items: source '{errors[0].source}' failed "
+                f"on items[{errors[0].index}]: {errors[0].message}"
+            )
+        for error in errors:
+            answer["scores"][error.index][error.source] = on_error
+        return ScoreResult(answer["scores"], answer["sources"], errors)
 
     def sources(self) -> dict[str, str]:
         """The sources that the service has, with the digest or version of each."""

@@ -11,14 +11,15 @@ PARENT_VARIABLE = "POSTTRAIN_PARENT"
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(parent: int | None = None) -> None:
-    """Asks the kernel to send this process SIGTERM when the thread that started it ends; Linux only, else nothing.
+def die_with_parent(parent: int | None = None, by: int = signal.SIGTERM) -> None:
+    """Asks the kernel to send this process the signal `by` when the thread that started it ends; Linux only, else
+    nothing.
 
     It survives exec. `parent` is the process id that is expected to live still; without it the present one.
     """
     if not sys.platform.startswith("linux"):
         return
     parent = parent or os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, by, 0, 0, 0)
     if os.getppid() != parent:  # it ended before the request was made
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), by)

@@ -1,70 +1,108 @@
 """The reward service's routes: `POST /score` of contract 1 and `GET /v1/sources`. Errors have OpenAI's form on every
 route.
 
-The key rule, the body limit and the contract header are `posttrain.core.asgi.ServiceMiddleware`'s; this app is
-mounted by `posttrain.reward_model.service` and scores with the `Scoring` in its `state.scoring`.
+The key rule, the body limits, the deadline and the contract header are those of `posttrain.core.asgi`; this app is
+mounted by `posttrain.reward_model.service` and scores with the `Scoring` in its `state.scoring`. A client that goes
+away takes its work with it.
 """
 
+import asyncio
 import time
-from functools import lru_cache
+from collections.abc import Coroutine
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import Counter, Histogram
 from starlette.exceptions import HTTPException
 
 from posttrain.core.errors import PosttrainError, RequestError
 from posttrain.core.wire import ScoreRequest, ScoreResponse, error_body
+from posttrain.reward_model.description import describe
 from posttrain.reward_model.scoring import Overloaded, Scoring
+from posttrain.reward_model.telemetry import telemetry
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-
-
-@lru_cache(maxsize=1)
-def _metrics() -> tuple[Counter, Histogram]:
-    # Made on the first use: prometheus_client looks at where BentoML collects when a metric is made.
-    items = Counter("posttrain_reward_items", "Items scored, by source.", ["source"])
-    return items, Histogram("posttrain_reward_request_seconds", "Seconds to score one request.")
+CLIENT_GONE = 499
+"""What a request whose client has gone is counted as; nobody reads the answer."""
 
 
 def create_app() -> FastAPI:
     """The routes, without sources: set `app.state.scoring` before the first request."""
     app = FastAPI(title="posttrain reward service", docs_url=None, redoc_url=None)
-    schema = {"application/json": {"schema": ScoreRequest.model_json_schema()}}
 
-    @app.post("/score", openapi_extra={"requestBody": {"content": schema, "required": True}})
-    async def score(request: Request) -> ScoreResponse:
-        scoring: Scoring = request.app.state.scoring
-        items, seconds = _metrics()
-        start = time.perf_counter()
-        answer = await scoring.score(await request.body())
-        for name in answer.sources:
-            items.labels(source=name).inc(len(answer.scores))
-        seconds.observe(time.perf_counter() - start)
-        return answer
+    @app.post("/score")
+    async def score(request: Request) -> Response:
+        """The score of each item by each source."""
+        began = time.monotonic()
+        body = await request.body()
+        outcome = "error"
+        try:
+            answer = await _while_connected(request, request.app.state.scoring.score(body, began))
+            outcome = "gone" if answer is None else "ok"
+        except Overloaded:
+            outcome = "overloaded"
+            raise
+        except RequestError:
+            outcome = "refused"
+            raise
+        finally:
+            telemetry().requests.labels(outcome).inc()
+            telemetry().seconds.observe(time.monotonic() - began)
+        if answer is None:
+            return Response(status_code=CLIENT_GONE)
+        _count(answer)
+        left_out = None if answer.errors else {"errors"}
+        return Response(answer.model_dump_json(exclude=left_out), media_type="application/json")
 
     @app.get("/v1/sources")
     async def sources(request: Request) -> dict[str, dict[str, str]]:
         """Each source's name and its digest or version."""
         scoring: Scoring = request.app.state.scoring
-        return {"sources": {name: source.digest for name, source in scoring.sources.items()}}
+        return {"sources": scoring.digests}
 
     @app.api_route("/{path:path}", methods=METHODS, include_in_schema=False)
     async def unknown(path: str) -> None:
         """BentoML answers by itself, in its own form, what no route of a mounted app takes."""
-        raise HTTPException(405 if path == "score" else 404)
+        allowed = {"score": "POST", "v1/sources": "GET"}.get(path)
+        raise HTTPException(405, headers={"Allow": allowed}) if allowed else HTTPException(404)
 
     app.add_exception_handler(PosttrainError, _posttrain_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected_error)
+    describe(app, requests={"/score": ScoreRequest}, answers={"/score": ScoreResponse})
     return app
+
+
+async def _while_connected(request: Request, scoring: Coroutine[Any, Any, ScoreResponse]) -> ScoreResponse | None:
+    """The answer, or None when the client has gone away before, and its work with it."""
+    work = asyncio.ensure_future(scoring)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return work.result() if work.done() else None
+    finally:
+        work.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _count(answer: ScoreResponse) -> None:
+    metrics = telemetry()
+    for name in answer.sources:
+        metrics.items.labels(name).inc(len(answer.scores))
+    for error in answer.errors:
+        metrics.failed.labels(error.source).inc()
 
 
 async def _posttrain_error(request: Request, error: Exception) -> Response:
     if isinstance(error, RequestError):
         return JSONResponse(error_body(str(error)), 400)
     if isinstance(error, Overloaded):
-        return JSONResponse(error_body(str(error), "server_error", "overloaded"), 503)
+        return JSONResponse(error_body(str(error), "server_error", "overloaded"), 503, {"Retry-After": "1"})
     return JSONResponse(error_body(str(error), "server_error", "source_failed"), 500)
 
 

@@ -5,37 +5,44 @@ checkpoint's `reward_offset`. Prompt and completion are rendered by the checkpoi
 is appended only to a completion that finished. Nothing is truncated: an item that does not fit is an error, since a
 score of half a text is not its score.
 
-A score does not depend on its batch beyond 1e-4: batches are padded on the right with the token that the checkpoint's
-configuration names, with an attention mask, and the model's own pooling is used. transformers' decoder classifiers
-read the last token that is not `config.pad_token_id`; a checkpoint whose pad token is its end token was trained to be
-read one token earlier, and is read there.
+A score does not depend on its batch beyond 1e-4: sequences of like length are padded on the right, where a causal
+model cannot look, and the last token is read as transformers reads it, which is the last that is not
+`config.pad_token_id`: a checkpoint whose pad token is its end token was trained to be read one token earlier, and is
+read there. A classifier that is not causal gets its attention mask and its own pooling.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.modeling_layers import GenericForSequenceClassification
 
 from posttrain.core.errors import RequestError, WorkError
 from posttrain.core.hashing import digest_checkpoint
-from posttrain.data.chat import render_completion
 from posttrain.data.rows import Message
 from posttrain.data.tokenizer import load_tokenizer
+from posttrain.reward_model.batching import BatchingQueue
 from posttrain.reward_model.checkpoint import check_reward_checkpoint, local_folder
+from posttrain.reward_model.encoding import Answer, Encoder
 
-NORMALISATION_SHRINKS = 4
-"""Composing characters (NFC) shortens text at most this much; it keeps the quick length check on the safe side."""
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 32768
+"""Tokens of a forward pass where nobody says: on a CPU what a core's cache holds, on a GPU what keeps it busy."""
+SMALL = 20_000_000
+"""Parameters up to which a pass on one core is faster, core for core, than one that is split over them."""
 
 
 class RewardModel:
-    """A loaded reward model. Not safe for several threads at once, except that `encode` and `score` may overlap."""
+    """A loaded reward model. `score` may be called from several threads, `encode` from one at a time.
 
-    def __init__(self, checkpoint: str, *, batch_tokens: int = 16384, device: str | None = None) -> None:
+    `threads`: cores to compute on, 0 as many as torch would. `batch_tokens`: tokens of a forward pass with padding, 0
+    what suits the device.
+    """
+
+    def __init__(self, checkpoint: str, *, batch_tokens: int = 0, threads: int = 0, device: str | None = None) -> None:
         folder = local_folder(checkpoint)
         self.offset = float(check_reward_checkpoint(folder).get("reward_offset", 0.0))
         self.tokenizer = load_tokenizer(folder)
@@ -43,77 +50,79 @@ class RewardModel:
         self.tokenizer.chat_template = (
             AutoTokenizer.from_pretrained(folder).chat_template or self.tokenizer.chat_template
         )
-        self.batch_tokens = batch_tokens
         self.digest = digest_checkpoint(folder)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.threads = threads or torch.get_num_threads()
+        self.batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if self.device == "cpu" else GPU_BATCH_TOKENS)
         self._model = _load_model(folder).to(self.device).eval()
         text_config = self._model.config.get_text_config()
         self.max_tokens: int = getattr(text_config, "max_position_embeddings", 1 << 20)
         if text_config.pad_token_id is None:
             text_config.pad_token_id = self.tokenizer.pad_token_id
         self._pad = int(text_config.pad_token_id)
+        self._causal = isinstance(self._model, GenericForSequenceClassification)
         if len(self.tokenizer) > self._model.get_input_embeddings().num_embeddings:
             raise RequestError(
                 f"checkpoint {checkpoint}: its tokenizer has more tokens than its embeddings; they belong to two models"
             )
+        self._encoder = Encoder(self.tokenizer, self.max_tokens)
 
     def encode(self, prompt: str | Sequence[Message], completion: str, finished: bool) -> list[int]:
-        """The ids that the model reads; a text as prompt is one user's message.
+        """The ids that the model reads; errors as those of `encode_batch`."""
+        return self.encode_batch([Answer(prompt, completion, finished)])[0]
 
-        RequestError (without a word of the texts) when the item is longer than the context or the template refuses
-        its roles.
+    def encode_batch(self, answers: Sequence[Answer]) -> list[list[int]]:
+        """The ids that the model reads of each answer; a text as prompt is one user's message.
+
+        RefusedItem (a RequestError with the index and without a word of the texts) for the first that is longer than
+        the context or whose roles the template refuses.
         """
-        messages: Sequence[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        # Encoding what cannot fit anyway would make a request of many megabytes slow.
-        characters = len(completion) + sum(len(message["content"]) for message in messages)
-        if characters > self.max_tokens * self._longest_token * NORMALISATION_SHRINKS:
-            raise RequestError(
-                f"its {characters} characters are more than the reward model's {self.max_tokens} tokens hold"
-            )
-        try:
-            ids = render_completion(self.tokenizer, messages, completion, finished)
-        except TemplateError as error:
-            raise RequestError(f"the reward model's chat template refuses the messages: {error.message}") from None
-        if len(ids) > self.max_tokens:
-            raise RequestError(
-                f"it has {len(ids)} tokens with the reward model's template, which reads at most {self.max_tokens}"
-            )
-        return ids
+        return self._encoder.encode(answers)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """The score of each sequence of ids, in the order given; WorkError when one is not finite."""
-        scores = [0.0] * len(sequences)
-        for batch in length_batches([len(ids) for ids in sequences], self.batch_tokens):
-            for index, score in zip(batch, self._forward([sequences[i] for i in batch]), strict=True):
-                scores[index] = score - self.offset
-        if not all(map(math.isfinite, scores)):
-            raise WorkError("the reward model gave a score that is not finite; its weights are broken")
-        return scores
+        return finite(self.queue.submit(sequences).result())
 
-    @torch.inference_mode()
-    def _forward(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        longest = max(map(len, sequences))
-        ids = torch.full((len(sequences), longest), self._pad)
-        mask = torch.zeros_like(ids)
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence)] = torch.tensor(sequence)
-            mask[row, : len(sequence)] = 1
-        logits = self._model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).logits
-        return logits[:, 0].float().tolist()
+    def close(self) -> None:
+        """Ends the threads, after what waits; a later `score` is not answered."""
+        self.queue.close()
 
     @cached_property
-    def _longest_token(self) -> int:
-        return max(len(token) for token in self.tokenizer.get_vocab())
+    def queue(self) -> BatchingQueue:
+        """The threads that run the model; they start with the first use and serve all callers."""
+        parameters = sum(parameter.numel() for parameter in self._model.parameters())
+        workers = self.threads if self.device == "cpu" and parameters <= SMALL else 1
+        return BatchingQueue(
+            self.forward,
+            batch_tokens=self.batch_tokens,
+            threads=workers,
+            # The number of threads is set for the calling thread.
+            on_start=lambda: torch.set_num_threads(max(1, self.threads // workers)),
+        )
+
+    @torch.inference_mode()
+    def forward(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """The scores of one batch, padded to its longest sequence; they may be infinite or not a number."""
+        longest = max(map(len, sequences))
+        ids = torch.tensor([[*sequence, *[self._pad] * (longest - len(sequence))] for sequence in sequences])
+        ids = ids.to(self.device)
+        if self._causal:
+            body = getattr(self._model, self._model.base_model_prefix)
+            hidden = body(input_ids=ids, use_cache=False).last_hidden_state
+            last = (torch.arange(longest, device=self.device) * (ids != self._pad)).argmax(dim=1)
+            scores = self._model.score(hidden[torch.arange(len(sequences), device=self.device), last])
+        else:
+            lengths = torch.tensor([[len(sequence)] for sequence in sequences], device=self.device)
+            mask = (torch.arange(longest, device=self.device) < lengths).long()
+            scores = self._model(input_ids=ids, attention_mask=mask).logits
+        return (scores[:, 0].float() - self.offset).tolist()
 
 
-def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of like length, longest first, each of at most `batch_tokens` padded (or of one item)."""
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    start = 0
-    while start < len(order):
-        size = max(1, batch_tokens // max(1, lengths[order[start]]))
-        yield order[start : start + size]
-        start += size
+def finite(scores: list[float]) -> list[float]:
+    """The scores themselves; WorkError when one is infinite or not a number."""
+    if not all(map(math.isfinite, scores)):
+        raise WorkError("the reward model gave a score that is not finite; its weights are broken")
+    return scores
 
 
 def _load_model(folder: Path) -> Any:

@@ -4,14 +4,18 @@
 says (`posttrain.reward_model.settings`); `posttrain serve reward` sets it. Everything is kept in one worker.
 """
 
+import gc
+from functools import partial
+
 import bentoml
 
-from posttrain.core.asgi import ServiceMiddleware
+from posttrain.core.asgi import ResponseTimeout, ServiceMiddleware
 from posttrain.core.process import die_with_parent
 from posttrain.reward_model.app import create_app
 from posttrain.reward_model.scoring import Scoring
 from posttrain.reward_model.settings import from_environment
 from posttrain.reward_model.sources import load_sources
+from posttrain.reward_model.telemetry import telemetry
 
 settings = from_environment()
 app = create_app()
@@ -20,8 +24,9 @@ app = create_app()
 @bentoml.service(
     name="reward",
     workers=1,
-    # Seconds to the first byte of an answer. BentoML keeps a timer for each request until it fires: not endless.
-    traffic={"timeout": 600},
+    # BentoML's own limit comes after ours (`deadline_seconds`). It keeps a timer for each request until it fires, so it
+    # is not endless.
+    traffic={"timeout": 600, "max_concurrency": 100_000},
     logging={"access": {"enabled": False}},
 )
 @bentoml.asgi_app(app)
@@ -30,7 +35,17 @@ class RewardService:
 
     def __init__(self) -> None:
         die_with_parent()
-        app.state.scoring = Scoring(load_sources(settings), settings)
+        sources = load_sources(settings, on_batch=lambda name: partial(telemetry().batch, name))
+        app.state.scoring = self.scoring = Scoring(sources, settings)
+        # Models and libraries stay: the garbage collector need not look at them with every request of many items.
+        gc.collect()
+        gc.freeze()
+
+    @bentoml.on_shutdown
+    def close(self) -> None:
+        """Ends the processes of users' functions."""
+        self.scoring.close()
 
 
+RewardService.add_asgi_middleware(ResponseTimeout, timeout=settings.deadline_seconds)  # type: ignore[attr-defined]
 RewardService.add_asgi_middleware(ServiceMiddleware, max_body_bytes=settings.max_body_bytes)  # type: ignore[attr-defined]

@@ -21,16 +21,28 @@ class RewardServiceSettings(Settings):
 
     sources: dict[str, str] = Field(default_factory=dict)
     """Name to checkpoint (folder or Hub id) or to `path/to/file.py:function`, beside the built-in verifiers."""
-    threads: int = 0
-    """Threads that a model's forward pass may use; 0 takes one for each core."""
-    batch_tokens: int = 16384
-    """Tokens of one forward pass, padding included: a bound on memory. An item that is longer goes alone."""
-    max_items: int = 8192
+    ensembles: dict[str, list[str]] = Field(default_factory=dict)
+    """Name to names of reward models in `sources`; offers `name.mean`, `name.min` and `name.std` of their scores."""
+    threads: int = Field(default=0, ge=0)
+    """Cores that a model computes on; 0 takes all."""
+    batch_tokens: int = Field(default=0, ge=0)
+    """Tokens of one forward pass, padding included; an item that is longer goes alone. 0 takes what measured best on
+    the device: 2048 on a CPU, 32768 on a GPU."""
+    max_items: int = Field(default=8192, ge=1)
     """Items of one request; more are refused."""
-    max_waiting_items: int = 65536
+    max_waiting_items: int = Field(default=65536, ge=1)
     """Items that wait or are being scored at once, over all requests; a request beyond gets 503 and may come again."""
-    max_body_bytes: int = 64 << 20
+    max_body_bytes: int = Field(default=64 << 20, ge=1)
     """Bytes of one request's body; more are refused with 413."""
+    deadline_seconds: float = Field(default=300.0, gt=0, le=540)
+    """Seconds that a request may take, its wait included; then 504. Items that a user's function has not been asked
+    for a second before that are failed items instead."""
+    function_seconds: float = Field(default=5.0, gt=0)
+    """Seconds that a user's own function may take for one item, before its process is ended and replaced."""
+    function_processes: int = Field(default=2, ge=1)
+    """Processes of each user's own function."""
+    function_memory_mib: int = Field(default=4096, ge=0)
+    """Memory that such a process may take, in MiB; 0 is no limit."""
 
 
 def from_environment() -> RewardServiceSettings:

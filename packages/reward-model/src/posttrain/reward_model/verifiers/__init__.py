@@ -1,12 +1,12 @@
 """Verifiers: rewards that are computed from a known reference instead of learned.
 
-Built in are `gsm8k`, `nano` and `verifier` (each item by the kind of its reference); a user's own are functions.
+Built in are `gsm8k`, `nano` and `verifier` (each item by the kind of its reference); a user's own are in
+`posttrain.reward_model.functions`.
 """
 
 from posttrain.reward_model.verifiers.answers import extract_answer, is_well_formed
 from posttrain.reward_model.verifiers.base import Verifier
 from posttrain.reward_model.verifiers.by_kind import BY_KIND
-from posttrain.reward_model.verifiers.functions import installed_verifiers, load_function
 from posttrain.reward_model.verifiers.gsm8k import GSM8K
 from posttrain.reward_model.verifiers.nano import NANO
 
@@ -19,7 +19,5 @@ __all__ = [
     "NANO",
     "Verifier",
     "extract_answer",
-    "installed_verifiers",
     "is_well_formed",
-    "load_function",
 ]
