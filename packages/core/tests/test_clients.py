@@ -85,6 +85,26 @@ def test_broken_connections_and_503_are_retried(policy):
 
 
 @respx.mock
+def test_request_that_took_too_long_is_not_asked_again(policy):
+    route = respx.post(f"{URL}/v1/completions").respond(504, json=error_body("too long", code="deadline_exceeded"))
+    with pytest.raises(WorkError, match="status 504"):
+        policy.complete([[1]], version=0, max_tokens=5)
+    assert route.call_count == 1
+
+
+@respx.mock
+def test_retry_after_is_waited_for(policy):
+    answers = [
+        httpx.Response(503, json=error_body("busy"), headers={"Retry-After": "1"}),
+        httpx.Response(200, json={"model": "policy@0", "choices": [choice(0, [7])]}),
+    ]
+    respx.post(f"{URL}/v1/completions").side_effect = answers
+    started = time.monotonic()
+    policy.complete([[1]], version=0, max_tokens=5)
+    assert time.monotonic() - started >= 1
+
+
+@respx.mock
 def test_patience_ends_with_the_address_and_the_reason():
     respx.post(f"{URL}/score").mock(side_effect=httpx.ConnectError("refused"))
     client = RewardClient(URL, patience=0.3)

@@ -14,13 +14,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import httpx
+import orjson
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from posttrain.core.errors import ContractError, RequestError, WorkError
 from posttrain.core.serving import is_loopback
-from posttrain.core.wire import CONTRACT, CONTRACT_HEADER, DIGEST_HEADER, FinishReason, ScoreError, ScoreItem
+from posttrain.core.wire import (
+    CONTRACT,
+    CONTRACT_HEADER,
+    DEADLINE_EXCEEDED,
+    DIGEST_HEADER,
+    FinishReason,
+    ScoreError,
+    ScoreItem,
+)
 
 RETRIED_STATUS = {429, 502, 503, 504}
+MOST_RETRY_AFTER = 60.0
+"""Seconds; a Retry-After of more is not believed."""
 UNKNOWN_MODEL = ("model_not_found", 404)
 """How a policy service and a stock vLLM server say that they have no such model."""
 
@@ -34,7 +45,19 @@ class StaleVersion(WorkError):
 
 
 class _Transient(Exception):
-    pass
+    """Worth another attempt, after `retry_after` seconds at the earliest."""
+
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+_BACK_OFF = wait_random_exponential(multiplier=0.2, max=5)
+
+
+def _wait(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    return max(_BACK_OFF(state), error.retry_after if isinstance(error, _Transient) else 0.0)
 
 
 @dataclass(frozen=True)
@@ -119,7 +142,7 @@ class _Service:
         retrying = Retrying(
             before=patience.before,
             retry=retry_if_exception_type(_Transient),
-            wait=wait_random_exponential(multiplier=0.2, max=5),
+            wait=_wait,
             stop=patience.stop,
             reraise=True,
         )
@@ -139,14 +162,19 @@ class _Service:
             response = self._http.request(method, self.url + path, **arguments)
         except (httpx.TransportError, httpx.RemoteProtocolError) as error:
             raise _Transient(f"{type(error).__name__}: {error}") from error
-        if response.status_code in RETRIED_STATUS:
-            raise _Transient(f"status {response.status_code}: {error_message(response)}")
+        # What took too long once takes as long again.
+        if response.status_code in RETRIED_STATUS and error_code(response) != DEADLINE_EXCEEDED:
+            after = response.headers.get("Retry-After", "")
+            raise _Transient(
+                f"status {response.status_code}: {error_message(response)}",
+                min(float(after), MOST_RETRY_AFTER) if after.isdecimal() else 0.0,
+            )
         return response
 
     def check(self, response: httpx.Response, doing: str) -> Any:
         """The JSON of a good answer, or one clear error."""
         if response.status_code == 200:
-            return response.json()
+            return orjson.loads(response.content)
         text = f"{self.url} refused to {doing} (status {response.status_code}): {error_message(response)}"
         raise (RequestError if response.status_code < 500 else WorkError)(text)
 
@@ -193,7 +221,12 @@ class PolicyClient(_Service):
     ) -> list[list[Completion]]:
         """One request. `exact`: StaleVersion unless the answer says that it is `model`'s."""
         body = {"model": model, "prompt": [list(prompt) for prompt in prompts], "logprobs": 0, "return_token_ids": True}
-        response = self.request("POST", "/v1/completions", json=body | dict(sampling))
+        response = self.request(
+            "POST",
+            "/v1/completions",
+            content=orjson.dumps(body | dict(sampling)),
+            headers={"Content-Type": "application/json"},
+        )
         if response.status_code == 404 and error_code(response) in UNKNOWN_MODEL:
             raise StaleVersion(f"{self.url} does not hold {model}: {error_message(response)}")
         answer = self.check(response, "complete")

@@ -5,6 +5,7 @@ the settings in `POSTTRAIN_POLICY` (see `settings.py`). Importing this module is
 too, and needs neither torch nor the routes.
 """
 
+import gc
 import os
 from typing import Any
 
@@ -65,6 +66,9 @@ class PolicyService:
         self.policy = Policy.load(settings)
         mounted.app = create_app()
         serve(mounted.app, self.policy)
+        # What lives from here to the end is not looked through again whenever a large answer is made of many objects.
+        gc.collect()
+        gc.freeze()
 
     @bentoml.on_shutdown
     def close(self) -> None:
