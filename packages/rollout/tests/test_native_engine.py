@@ -1,7 +1,11 @@
 """What only the native engine promises: bits that depend on nothing else that runs, whatever enters and leaves."""
 
 import gc
+import os
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -248,3 +252,36 @@ def test_broken_compiler_is_named(monkeypatch, tmp_path):
     with pytest.raises(NoKernel, match="cannot compile the kernel: cannot do it"):
         build.library()
     build.library.cache_clear()
+
+
+SANITIZED = """
+import torch
+torch.set_num_threads(1)
+from posttrain.rollout.native import build
+build.FLAGS[:] = ["-O1", "-g", "-fsanitize=address,undefined", *build.FLAGS[1:]]
+from transformers import Qwen3Config, Qwen3ForCausalLM
+from posttrain.rollout.native_engine import NativeEngine
+from posttrain.rollout.sampling import Sampling
+config = Qwen3Config(vocab_size=300, hidden_size=72, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2,
+                     head_dim=48, intermediate_size=100, max_position_embeddings=512)
+engine = NativeEngine(Qwen3ForCausalLM(config), range(2, 40), max_batch=5, threads=3)
+prompts = [list(range(3, 3 + length)) for length in (1, 2, 17, 33, 100)]
+for options in ({}, {"top_k": 3}, {"temperature": 0.0}, {"echo": True}, {"ignore_eos": True, "max_tokens": 300}):
+    engine.generate(prompts, Sampling(**{"max_tokens": 40, **options}), n=3, seed=1)
+print("finished")
+"""
+
+
+@pytest.mark.slow
+def test_kernel_touches_no_memory_but_its_own(tmp_path, native_engine):
+    found = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    if not all(Path(path).is_absolute() for path in found):
+        pytest.skip("this g++ has no address sanitizer")
+    environment = {"LD_PRELOAD": " ".join(found), "ASAN_OPTIONS": "detect_leaks=0", "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", SANITIZED]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "finished", done.stderr[-2000:]
+    assert "runtime error" not in done.stderr
