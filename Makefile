@@ -26,7 +26,7 @@ PYTEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadf
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm peer-vllm train serve test test-fast test-slow lint types check-imports wheels nano-base constraints clean
+.PHONY: help setup vllm peer-vllm train serve test test-fast test-slow lint types check-imports bench bench-check bench-plot bench-gpu wheels nano-base constraints clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -89,6 +89,18 @@ types: $(READY) ## Check types with mypy.
 
 check-imports: $(READY) ## Check that packages import one way only, and nothing heavy where it must not be.
 	lint-imports
+
+bench: $(READY) ## Measure everything beside its peers, print the ratios, store the record of this kind of machine (10 minutes).
+	python -m benchmarks run $(ARGS)
+
+bench-check: $(READY) ## Compare with the stored record of this kind of machine; fails on a slow-down beyond the noise.
+	python -m benchmarks check $(ARGS)
+
+bench-plot: $(READY) ## Draw the history of the benchmarks as results/bench/history-<machine>.png.
+	python -m benchmarks plot $(ARGS)
+
+bench-gpu: $(READY) ## Measure training, rollouts and scoring on the GPU of this machine and store it (ARGS=--tiny without one).
+	python -m benchmarks.gpu $(ARGS)
 
 wheels: $(READY) ## Build the wheel of every package into dist/.
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist $(wildcard packages/*)

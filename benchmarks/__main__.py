@@ -9,7 +9,8 @@ from rich.console import Console
 
 from benchmarks.compare import compare
 from benchmarks.machine import Others, machine
-from benchmarks.peer_runs import PEERS, run_peers
+from benchmarks.peer_runs import peers as peer_scripts
+from benchmarks.peer_runs import run_peers
 from benchmarks.plot import plot_history
 from benchmarks.record import HISTORY, RESULTS, record, store, summarise
 from benchmarks.suite import run_suites
@@ -46,7 +47,7 @@ def run(
     console.print(f"other processes used {others:.0%} of this machine meanwhile", highlight=False)
     if quick:
         console.print("a quick run: these are no measurements, and nothing was written")
-    elif select or set(_peers(peers)) != {peer.name for peer in PEERS}:
+    elif select or set(_peers(peers)) != set(peer_scripts()):
         console.print("a part of the benchmarks: nothing was written")
     else:
         console.print(f"written to {store(record(benchmarks, results, runs, others), out)}", soft_wrap=True)
@@ -87,7 +88,7 @@ def plot(
 
 
 def _peers(names: str) -> list[str]:
-    known = [peer.name for peer in PEERS]
+    known = list(peer_scripts())
     if names in ("all", "none"):
         return known if names == "all" else []
     wanted = [name.strip() for name in names.split(",")]

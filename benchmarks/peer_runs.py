@@ -19,11 +19,11 @@ TIMEOUT = 900
 
 @dataclass(frozen=True)
 class Peer:
-    """A module of benchmarks.peers. `quick` are arguments of a small run; `needs` a file or module it cannot do
-    without, `install` how to get that."""
+    """A module of benchmarks.peers. `quick` are arguments of a small run; `needs` a module or file (with a slash, from
+    the root) that it cannot do without, `install` how to get that."""
 
     name: str
-    quick: tuple[str, ...]
+    quick: tuple[str, ...] = ("--rounds", "1")
     needs: str | None = None
     install: str = ""
 
@@ -35,19 +35,28 @@ class Peer:
         return (ROOT / self.needs).exists() if "/" in self.needs else importlib.util.find_spec(self.needs) is not None
 
 
-PEERS = (
+KNOWN = (
     Peer("generate", ("--batch", "8", "--new", "8", "--rounds", "2")),
     Peer("policy_endpoint", ("--sequences", "8", "--new", "8", "--rounds", "2")),
-    Peer("http_overhead", ("--requests", "5", "--rounds", "2"), "uvicorn", "pip install uvicorn"),
+    Peer("http_overhead", ("--requests", "5", "--rounds", "2"), "uvicorn", "make setup"),
+    Peer("reward_batch", ("--items", "64", "--rounds", "2")),
     Peer("lm_eval", ("--limit", "8", "--rounds", "1"), "lm_eval", "make setup"),
+    Peer("vllm_cpu", needs=".venv-vllm/.ready", install="make vllm"),
 )
+
+
+def peers() -> dict[str, Peer]:
+    """Every script of benchmarks/peers by name, known ones first."""
+    scripts = {path.stem for path in (ROOT / "benchmarks" / "peers").glob("*.py")}
+    known = {peer.name: peer for peer in KNOWN if peer.name in scripts}
+    return known | {name: Peer(name) for name in sorted(scripts - known.keys())}
 
 
 def run_peers(names: Sequence[str], quick: bool = False) -> tuple[dict[str, Any], list[str]]:
     """What each named peer reported, by name, and one line for each that was skipped or failed."""
     results: dict[str, Any] = {}
     troubles: list[str] = []
-    for peer in (peer for peer in PEERS if peer.name in names):
+    for peer in (peer for peer in peers().values() if peer.name in names):
         if not peer.installed:
             troubles.append(f"{peer.name}: skipped, it is not installed; {peer.install}")
             continue

@@ -218,8 +218,8 @@ def reward(config: Qwen2Config, sizes: Sizes, device: str) -> Iterator[Job]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "reward"
         torch.manual_seed(0)
-        classifier = Qwen2Config(**config.to_diff_dict(), num_labels=1, pad_token_id=tokenizer.pad_token_id)
-        Qwen2ForSequenceClassification(classifier).save_pretrained(path)
+        as_classifier = config.to_diff_dict() | {"num_labels": 1, "pad_token_id": tokenizer.pad_token_id}
+        Qwen2ForSequenceClassification(Qwen2Config(**as_classifier)).save_pretrained(path)
         tokenizer.save_pretrained(path)
         model = RewardModel(str(path), device=device)
     answers = random_prompts(config.vocab_size, sizes.answers, sizes.length)
