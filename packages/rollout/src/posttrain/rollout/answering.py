@@ -1,13 +1,14 @@
 """From an accepted request to its HTTP answer: waits for the samples and writes them down.
 
 A client that goes away, or whose time is over, leaves the queue at once and its slots at the next step. The event
-loop is never held: decoding of large answers and everything of the model happen in threads.
+loop is never held for long: what is large is prepared and written in threads, and so is everything of the model.
 """
 
 import asyncio
 import time
 import uuid
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import orjson
 from fastapi import Request
@@ -25,6 +26,11 @@ from posttrain.rollout.streaming import stream
 from posttrain.rollout.text import TextWatcher
 
 AnyRequest = CompletionRequest | ChatRequest
+ResultT = TypeVar("ResultT")
+
+INLINE_TOKENS = 16384
+"""Up to so many are prepared and written in the event loop, a few milliseconds: a thread that wants the interpreter may
+wait longer than that for it."""
 
 
 class DeadlineExceeded(WorkError):
@@ -35,7 +41,7 @@ async def answer(policy: Policy, request: AnyRequest, http: Request) -> Response
     """The response to a parsed request; RequestError, VersionNotHeld, Overloaded or DeadlineExceeded."""
     due = time.monotonic() + timeout_seconds(http.headers, policy.settings.max_seconds)
     wanted = policy.version(request.model)
-    samples = await asyncio.to_thread(policy.samples, request)
+    samples = await _off_loop(policy.prompt_tokens(request), policy.samples, request)
     chat = isinstance(request, ChatRequest)
     head = {
         "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
@@ -51,9 +57,15 @@ async def answer(policy: Policy, request: AnyRequest, http: Request) -> Response
     if not await _finished(policy, job, http, due):
         telemetry.REQUESTS.labels("disconnected").inc()
         return Response(status_code=499)
-    body = await asyncio.to_thread(_body, policy, request, job, head)
+    tokens = sum(len(sample.prompt) + len(sample.token_ids) for sample in job.samples)
+    body = await _off_loop(tokens, _body, policy, request, job, head)
     telemetry.REQUESTS.labels("completed").inc()
     return Response(body, media_type="application/json")
+
+
+async def _off_loop(tokens: int, work: Callable[..., ResultT], *arguments: Any) -> ResultT:
+    """Does work on so many tokens: in a thread unless they are few."""
+    return await asyncio.to_thread(work, *arguments) if tokens > INLINE_TOKENS else work(*arguments)
 
 
 def _watched(policy: Policy, samples: list[Sample]) -> list[Sample]:

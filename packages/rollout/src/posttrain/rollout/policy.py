@@ -79,6 +79,14 @@ class Policy:
             )
         return int(found[1])
 
+    def prompt_tokens(self, request: CompletionRequest | ChatRequest) -> int:
+        """About how many prompt tokens a request has, all choices counted; never fewer."""
+        if isinstance(request, ChatRequest):
+            tokens = sum(len(message.plain()["content"]) for message in request.messages)
+        else:
+            tokens = sum(map(len, request.prompts()))  # a token of a text is a character at least
+        return tokens * (request.n or 1)
+
     def samples(self, request: CompletionRequest | ChatRequest) -> list[Sample]:
         """The samples of a request, prompt by prompt; RequestError when it cannot be answered."""
         return self.chat_samples(request) if isinstance(request, ChatRequest) else self.completion_samples(request)
