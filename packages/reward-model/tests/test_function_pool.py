@@ -1,0 +1,190 @@
+"""A user's function in processes of its own: what it does not survive costs its item, and nothing is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from posttrain.core.errors import WorkError
+from posttrain.reward_model.functions import FunctionLimits, FunctionPool, UserFunction, function_of_file
+from posttrain.reward_model.functions.pool import Failure
+
+pytestmark = pytest.mark.service
+
+REWARDS = """
+import ctypes, os, signal, subprocess, sys, time
+
+def does(prompt, completion, reference):
+    if completion == "exit": os._exit(3)
+    if completion == "crash": ctypes.string_at(0)
+    if completion == "raise": raise ValueError(completion * 1000)
+    if completion == "leave": sys.exit(0)
+    if completion == "eat": [0] * 10**11
+    if completion == "hang": time.sleep(1000)
+    if completion == "spin":
+        while True: pass
+    if completion == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(1000)
+    if completion == "family":
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+        time.sleep(1000)
+    if completion == "print": print("not for the channel", flush=True)
+    if completion == "key": return float("POSTTRAIN_API_KEY" in os.environ)
+    return float(len(completion))
+"""
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rewards") / "rewards.py"
+    path.write_text(REWARDS)
+    return path
+
+
+@pytest.fixture
+def pool(file: Path):
+    limits = FunctionLimits(seconds=0.4, processes=2, memory_mib=1024)
+    pool = FunctionPool(function_of_file("does", f"{file}:does"), limits)
+    yield pool
+    pool.close()
+
+
+def items(*completions: str) -> list:
+    return [["p", completion, None] for completion in completions]
+
+
+def children() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize(
+    ("completion", "says"),
+    [
+        ("exit", "it ended its process (exit status 3)"),
+        ("crash", "it ended its process (SIGSEGV)"),
+        ("raise", "it raised ValueError at rewards.py:7"),
+        ("leave", "it raised SystemExit at rewards.py:8"),
+        ("eat", "it raised MemoryError at rewards.py:9"),
+        ("hang", "it took more than 0.4 s and was ended"),
+        ("spin", "it took more than 0.4 s and was ended"),
+        ("stubborn", "it took more than 0.4 s and was ended"),
+    ],
+)
+def test_what_a_function_does_costs_its_item_only(pool: FunctionPool, completion: str, says: str):
+    outcomes = pool.submit(items("a", "bb", completion, "cccc", completion, "dddddd")).result(30)
+    assert outcomes == [1.0, 2.0, Failure(says), 4.0, Failure(says), 6.0]
+
+
+def test_items_come_back_in_order_whichever_process_took_them(pool: FunctionPool):
+    completions = ["x" * (n % 17) for n in range(1000)]
+    assert pool.submit(items(*completions)).result(30) == [float(len(c)) for c in completions]
+
+
+def test_what_a_function_prints_does_not_disturb_its_answers(pool: FunctionPool, capfd: pytest.CaptureFixture[str]):
+    assert pool.submit(items("print", "print")).result(30) == [5.0, 5.0]
+    assert capfd.readouterr().out == ""
+
+
+def test_a_function_does_not_see_the_services_key(pool: FunctionPool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("POSTTRAIN_API_KEY", "sesame")
+    pool.submit(items("exit", "exit", "exit")).result(30)  # both processes are new
+    assert pool.submit(items("key", "key")).result(30) == [0.0, 0.0]
+
+
+def test_a_hanging_function_and_all_that_it_started_are_gone(pool: FunctionPool):
+    before = {p.pid for p in children()}
+    pool.submit(items("family")).result(30)
+    pool.submit(items("a")).result(30)
+    assert len({p.pid for p in children()} - before) <= 1, "one new worker, and no child of the old one"
+
+
+def test_small_requests_are_answered_while_a_hanging_one_goes_on(file: Path):
+    pool = FunctionPool(function_of_file("does", f"{file}:does"), FunctionLimits(seconds=0.3, processes=1))
+    slow = pool.submit(items(*["hang"] * 4))
+    quick = pool.submit(items("a"))
+    assert quick.result(30) == [1.0]
+    assert not slow.done()
+    slow.cancel()
+    pool.close()
+
+
+def test_a_cancelled_request_ends_even_in_the_middle_of_an_item(file: Path):
+    pool = FunctionPool(function_of_file("does", f"{file}:does"), FunctionLimits(seconds=60, processes=1))
+    gone = pool.submit(items("hang", "hang"))
+    time.sleep(0.3)
+    assert gone.cancel()
+    start = time.monotonic()
+    assert pool.submit(items("a")).result(30) == [1.0]
+    assert time.monotonic() - start < 10
+    pool.close()
+
+
+def test_items_beyond_the_deadline_of_their_request_are_failures(pool: FunctionPool):
+    outcomes = pool.submit(items(*["hang"] * 20), until=time.monotonic() + 1).result(30)
+    assert outcomes[0] == Failure("it took more than 0.4 s and was ended")
+    assert outcomes[-1] == Failure("it was not reached before the request's deadline")
+
+
+def test_a_replaced_process_runs_the_code_that_the_version_names(tmp_path: Path):
+    path = tmp_path / "mine.py"
+    path.write_text("import os\ndef f(p, c, r):\n    return 1.0 if c else os._exit(1)\n")
+    pool = FunctionPool(function_of_file("f", f"{path}:f"), FunctionLimits(processes=1))
+    path.write_text("def f(p, c, r):\n    return 2.0\n")
+    assert pool.submit(items("", "a")).result(30)[1] == 1.0
+    pool.close()
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("import no_such_module\n", "cannot be imported: ModuleNotFoundError"),
+        ("import os\nos._exit(7)\n", r"ended its process while it was loaded \(exit status 7\)"),
+        ("x = 1\n", "has no function 'f'"),
+    ],
+)
+def test_a_function_that_cannot_be_loaded_is_one_error(tmp_path: Path, source: str, says: str):
+    path = tmp_path / "bad.py"
+    path.write_text(source)
+    with pytest.raises(WorkError, match=says):
+        FunctionPool(function_of_file("f", f"{path}:f"))
+    assert not children()
+
+
+def test_an_installed_function_runs_too():
+    pool = FunctionPool(UserFunction("power", "1", entry_point="builtins:pow"), FunctionLimits(processes=1))
+    assert pool.submit([[2, 5, 7]]).result(30) == [4.0]
+    pool.close()
+
+
+def test_closing_leaves_no_process_and_no_caller_waiting(file: Path):
+    pool = FunctionPool(function_of_file("does", f"{file}:does"), FunctionLimits(seconds=60, processes=2))
+    waiting = [pool.submit(items("hang")) for _ in range(4)]
+    time.sleep(0.2)
+    pool.close()
+    assert all(future.cancelled() for future in waiting)
+    assert not children()
+
+
+def test_no_process_outlives_a_service_that_is_killed(file: Path):
+    program = (
+        "import time\n"
+        "from posttrain.reward_model.functions import *\n"
+        f"pool = FunctionPool(function_of_file('does', {str(file)!r} + ':does'), FunctionLimits(seconds=100))\n"
+        "future = pool.submit([['p', 'stubborn', None], ['p', 'spin', None]])\n"
+        "time.sleep(0.3)\nprint('busy', flush=True)\ntime.sleep(100)\n"
+    )
+    service = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert service.stdout is not None
+    assert service.stdout.readline() == "busy\n"
+    workers = psutil.Process(service.pid).children(recursive=True)
+    assert len(workers) == 2
+    os.kill(service.pid, signal.SIGKILL)
+    service.wait(10)
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
