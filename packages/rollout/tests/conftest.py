@@ -1,5 +1,9 @@
 """Small random models of every family, both engines, a byte-level tokenizer and a checkpoint folder made of them."""
 
+import asyncio
+import hashlib
+
+import httpx
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -122,3 +126,55 @@ def checkpoint(tmp_path_factory, tokenizer):
     small_model(Qwen2ForCausalLM, len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+class AppClient:
+    """Requests to a policy's application, without a server, each in an event loop of its own."""
+
+    def __init__(self, policy):
+        from posttrain.rollout.app import create_app, serve
+
+        self.app = create_app()
+        serve(self.app, policy)
+
+    def send(self, method, path, **arguments):
+        from posttrain.core.asgi import ServiceMiddleware
+
+        async def once():
+            transport = httpx.ASGITransport(ServiceMiddleware(self.app, api_key=""), client=("127.0.0.1", 1))
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+                return await client.request(method, path, **arguments)
+
+        return asyncio.run(once())
+
+    def complete(self, headers=None, **body):
+        return self.send("POST", "/v1/completions", json={"model": "policy", **body}, headers=headers)
+
+    def chat(self, **body):
+        return self.send("POST", "/v1/chat/completions", json={"model": "policy", **body})
+
+    def push(self, version, data, digest=None):
+        digest = hashlib.sha256(data).hexdigest() if digest is None else digest
+        return self.send("PUT", f"/v1/models/policy@{version}", content=data, headers={"X-Content-SHA256": digest})
+
+
+@pytest.fixture(scope="session")
+def app_client():
+    return AppClient
+
+
+@pytest.fixture
+def policy(tokenizer, make_model):
+    from posttrain.rollout.policy import Policy
+    from posttrain.rollout.settings import PolicyServiceSettings
+    from posttrain.rollout.torch_engine import TorchEngine
+
+    engine = TorchEngine(make_model(), [END])
+    policy = Policy(engine, tokenizer, PolicyServiceSettings(checkpoint="x", max_sequences=64))
+    yield policy
+    policy.close()
+
+
+@pytest.fixture
+def client(policy):
+    return AppClient(policy)

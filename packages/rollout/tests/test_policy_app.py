@@ -11,52 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from posttrain.core.asgi import ServiceMiddleware
-from posttrain.rollout.app import create_app, serve
 from posttrain.rollout.policy import Policy
 from posttrain.rollout.settings import PolicyServiceSettings
 from posttrain.rollout.torch_engine import TorchEngine
 
 END = 2
-
-
-@pytest.fixture
-def policy(tokenizer, make_model):
-    engine = TorchEngine(make_model(), [END])
-    policy = Policy(engine, tokenizer, PolicyServiceSettings(checkpoint="x", max_sequences=64))
-    yield policy
-    policy.close()
-
-
-class Client:
-    """Requests to the application, each in an event loop of its own."""
-
-    def __init__(self, policy):
-        self.app = create_app()
-        serve(self.app, policy)
-
-    def send(self, method, path, **arguments):
-        async def once():
-            transport = httpx.ASGITransport(ServiceMiddleware(self.app, api_key=""), client=("127.0.0.1", 1))
-            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-                return await client.request(method, path, **arguments)
-
-        return asyncio.run(once())
-
-    def complete(self, **body):
-        return self.send("POST", "/v1/completions", json={"model": "policy", **body})
-
-    def chat(self, **body):
-        return self.send("POST", "/v1/chat/completions", json={"model": "policy", **body})
-
-    def push(self, version, data, digest=None):
-        digest = hashlib.sha256(data).hexdigest() if digest is None else digest
-        return self.send("PUT", f"/v1/models/policy@{version}", content=data, headers={"X-Content-SHA256": digest})
-
-
-@pytest.fixture
-def client(policy):
-    return Client(policy)
 
 
 def weights(make_model, seed):
@@ -282,10 +241,10 @@ def test_no_body_makes_the_service_fail(shared_client, body, name):
 
 
 @pytest.fixture(scope="module")
-def shared_client(tokenizer, make_model):
+def shared_client(tokenizer, make_model, app_client):
     engine = TorchEngine(make_model(), [END])
     policy = Policy(engine, tokenizer, PolicyServiceSettings(checkpoint="x"))
-    yield Client(policy)
+    yield app_client(policy)
     policy.close()
 
 
@@ -297,7 +256,7 @@ def test_unknown_routes_answer_in_openais_form(client, method, path, status):
     assert_error(client.send(method, path), status, "")
 
 
-def test_pushed_weights_serve_under_their_version(client, tokenizer, make_model):
+def test_pushed_weights_serve_under_their_version(client, app_client, tokenizer, make_model):
     wish = {"prompt": "hello", "max_tokens": 10, "temperature": 0, "logprobs": 0}
     before = client.complete(**wish).json()
     data = weights(make_model, seed=5)
@@ -310,7 +269,7 @@ def test_pushed_weights_serve_under_their_version(client, tokenizer, make_model)
     assert (listed["id"], listed["version"], listed["sha256"]) == ("policy@3", 3, digest)
     assert_error(client.complete(**wish, model="policy@0"), 404, "current one is 3", "model_not_found")
     fresh = TorchEngine(make_model(seed=5), [END])
-    other = Client(Policy(fresh, tokenizer, PolicyServiceSettings(checkpoint="x")))
+    other = app_client(Policy(fresh, tokenizer, PolicyServiceSettings(checkpoint="x")))
     assert other.complete(**wish).json()["choices"] == after["choices"]
     other.app.state.policy.close()
 
