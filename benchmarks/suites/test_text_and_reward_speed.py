@@ -30,11 +30,12 @@ def test_rendering_of_demonstrations(measure, tokenizer):
 @pytest.mark.benchmark(group="reward")
 def test_verifier(measure):
     """512 answers by the verifier of their kind."""
-    verifier, rows = BUILT_IN["verifier"], prompts_with_references(512)
+    verifier = BUILT_IN["verifier"]
+    rows = [(list(map(dict, row["prompt"])), row["reference"]) for row in prompts_with_references(512)]
     answers = [row["messages"][-1]["content"] for row in conversations(512)]
     measure(
         lambda: [
-            verifier.score(row["prompt"], answer, row["reference"]) for row, answer in zip(rows, answers, strict=True)
+            verifier.score(prompt, answer, reference) for (prompt, reference), answer in zip(rows, answers, strict=True)
         ],
         work=512,
         unit="answers",

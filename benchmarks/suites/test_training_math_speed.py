@@ -7,13 +7,17 @@ from benchmarks.workloads import random_prompts
 from posttrain.data import nano
 from posttrain.trainers.advantages import gae, token_rewards
 from posttrain.trainers.clipped import clipped_policy_loss, clipped_value_loss
-from posttrain.trainers.forward import completion_logprobs, micro_batches, pad_rows
+from posttrain.trainers.forward import Layout, completion_logprobs
 from posttrain.trainers.masked import masked_mean, whiten
 from posttrain.trainers.models import load_policy
+from posttrain.trainers.packed_attention import read_packed
+from posttrain.trainers.packed_rows import PackedRows
+from posttrain.trainers.padded_rows import PaddedRows
 from posttrain.trainers.ranking_loss import bradley_terry_loss
 from posttrain.trainers.shared_prompt import prompt_batch
 
 ROWS, TIME = 256, 64
+LAYOUTS: dict[str, Layout] = {"padded": PaddedRows(), "packed": PackedRows()}
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +41,15 @@ def sequences():
 
 @pytest.mark.benchmark(group="training")
 @pytest.mark.parametrize("gradient", [False, True], ids=["forward", "with_gradient"])
-def test_log_probability_pass(measure, sequences, gradient):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_log_probability_pass(measure, sequences, layout, gradient):
     """64 rows through the nano model: log-probability and entropy of each completion token, and back."""
     model = load_policy(nano.BASE).eval()
+    assert layout == "padded" or read_packed(model)
     prompts, completions = (ids[:64] for ids in sequences)
 
     def passed():
-        rows = pad_rows(prompts, completions)
+        rows = LAYOUTS[layout].rows(prompts, completions, range(64))
         with torch.set_grad_enabled(gradient):
             logprobs, _ = completion_logprobs(model, rows, with_entropy=True)
         if gradient:
@@ -89,16 +95,16 @@ def test_bradley_terry_loss(measure):
 
 
 @pytest.mark.benchmark(group="batching")
-def test_micro_batches_and_padding(measure, sequences):
-    """256 sequences sorted by length and laid out in rectangles of 2,048 tokens."""
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_micro_batches(measure, sequences, layout):
+    """256 sequences, split into micro-batches of 2,048 tokens and laid out."""
     prompts, completions = sequences
-    lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
 
     def lay_out():
-        for rows in micro_batches(lengths, 2048):
-            pad_rows([prompts[row] for row in rows], [completions[row] for row in rows])
+        for part in LAYOUTS[layout].split(prompts, completions, range(ROWS), 2048):
+            LAYOUTS[layout].rows([prompts[row] for row in part], [completions[row] for row in part], part)
 
-    measure(lay_out, work=sum(lengths), unit="tokens", calls=8)
+    measure(lay_out, work=sum(map(len, (*prompts, *completions))), unit="tokens", calls=5)
 
 
 @pytest.mark.benchmark(group="batching")
