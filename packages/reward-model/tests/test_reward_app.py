@@ -246,9 +246,18 @@ def test_unknown_routes_answer_in_openais_form(client: TestClient, method: str, 
     assert response.json()["error"]["type"] == "invalid_request_error"
 
 
-def test_an_unexpected_failure_is_500_in_openais_form(client: TestClient, app, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(app.state.scoring.sources["length"], "submit", lambda prepared, until: 1 / 0)
-    assert "its log has the traceback" in refused(client, 500, {"sources": ["length"], "items": [item()]})
+def test_an_unexpected_failure_is_500_and_the_log_says_where_but_not_what(
+    client: TestClient, app, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def fails(prepared, until):
+        raise ValueError(prepared)
+
+    monkeypatch.setattr(app.state.scoring.sources["length"], "submit", fails)
+    body = {"sources": ["length"], "items": [item(completion=SECRET)]}
+    assert "its log says where" in refused(client, 500, body)
+    assert "ValueError" in caplog.text
+    assert "in fails" in caplog.text
+    assert SECRET not in caplog.text
 
 
 def test_a_stranger_is_refused_without_a_key(app):

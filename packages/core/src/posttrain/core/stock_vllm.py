@@ -23,6 +23,8 @@ from posttrain.core.wire import CONTRACT_HEADER
 
 REQUESTS_AT_ONCE = 32
 ADAPTER_CONFIG = "adapter_config.json"
+BROKEN = "failed to load"
+"""The version that a server gets whose reload failed: vLLM 0.32 then keeps parts of the failed one among later ones."""
 EXACT_SAMPLING = {
     "top_k": 0,
     "min_p": 0.0,
@@ -33,9 +35,9 @@ EXACT_SAMPLING = {
 """Told in every request: a stock server otherwise takes these from the checkpoint's generation_config.json."""
 
 
-def connect_policy(url: str, api_key: str | None = None, **options: float) -> PolicyClient:
+def connect_policy(url: str, api_key: str | None = None) -> PolicyClient:
     """The client for whatever serves at `url`: our policy service, or a stock vLLM server."""
-    client = PolicyClient(url, api_key, **options)
+    client = PolicyClient(url, api_key)
     response = client.request("GET", "/v1/models")
     models = client.check(response, "list its models")["data"]
     if CONTRACT_HEADER in response.headers:
@@ -44,7 +46,7 @@ def connect_policy(url: str, api_key: str | None = None, **options: float) -> Po
     if not served:
         raise RequestError(f"{url} is neither a posttrain policy service nor a vLLM server; it cannot take weights")
     client.close()
-    return StockVllm(url, api_key, model=str(served[0]["id"]), **options)
+    return StockVllm(url, api_key, model=str(served[0]["id"]))
 
 
 class StockVllm(PolicyClient):
@@ -111,16 +113,21 @@ class StockVllm(PolicyClient):
         super().close()
 
     def _reload(self, data: bytes, label: str) -> None:
+        if self._held() == BROKEN:
+            raise WorkError(f"{self.url} failed to load weights before and is not sound since; restart it")
         with _readable_folder() as folder:
             (Path(folder) / "model.safetensors").write_bytes(data)
             self._post("/pause?mode=wait")
             try:
-                # Should loading fail, what is there then must not go by the name of what was there before.
-                self._post("/update_weight_version", new_version="incomplete")
+                # What is there from here on must not go by the name of what was there before.
+                self._post("/update_weight_version", new_version=f"loading {label}")
                 try:
                     self._post("/collective_rpc", method="reload_weights", kwargs={"weights_path": folder})
                 except WorkError as error:
-                    raise WorkError(f"{error} (it must see {folder}: TMPDIR can name a disk that both share)") from None
+                    self._post("/update_weight_version", new_version=BROKEN)
+                    raise WorkError(
+                        f"{error}. It has to be restarted now. (It must see {folder}: TMPDIR can name a shared disk)"
+                    ) from None
                 if not self._post("/reset_prefix_cache")["success"]:
                     raise WorkError(f"{self.url} did not empty its prefix cache after new weights")
                 self._post("/update_weight_version", new_version=label)
@@ -161,19 +168,27 @@ class StockVllm(PolicyClient):
                 f"{self.url} reports {mode}, not those that it samples from; start it with --logprobs-mode "
                 "processed_logprobs"
             )
+        if _on_cpu(config) and config["scheduler_config"]["enable_chunked_prefill"]:
+            raise RequestError(
+                f"{self.url} is vLLM's CPU build, which a seeded request ends when its prompt is computed in pieces; "
+                "start it with --no-enable-chunked-prefill"
+            )
         return config
 
     def _check_head(self, header: dict[str, Any]) -> None:
-        if self._config()["device_config"]["device"] == "cpu" and "lm_head.weight" not in header:
+        if _on_cpu(self._config()) and "lm_head.weight" not in header:
             raise RequestError(
                 f"{self.url} is vLLM's CPU build, whose reload leaves an output head that is tied to the embedding "
                 "as it was; use posttrain's policy service with --engine vllm, or a model with a head of its own"
             )
 
     def _check_holds(self, version: int) -> None:
-        held = self.check(self.request("GET", "/weight_info"), "tell its weights")["weight_version"]
+        held = self._held()
         if held != self._labels.get(version):
             raise StaleVersion(f"{self.url} holds '{held}', not version {version} of this run")
+
+    def _held(self) -> str:
+        return str(self.check(self.request("GET", "/weight_info"), "tell its weights")["weight_version"])
 
     def _post(self, path: str, **body: Any) -> dict[str, Any]:
         response: httpx.Response = self.request("POST", path, json=body)
@@ -188,3 +203,7 @@ def _readable_folder() -> tempfile.TemporaryDirectory[str]:
     folder = tempfile.TemporaryDirectory(prefix="posttrain-weights-")
     Path(folder.name).chmod(0o755)
     return folder
+
+
+def _on_cpu(config: dict[str, Any]) -> bool:
+    return bool(config["device_config"]["device"] == "cpu")

@@ -7,19 +7,24 @@ away takes its work with it.
 """
 
 import asyncio
+import logging
 import time
+import traceback
 from collections.abc import Coroutine
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from posttrain.core.errors import PosttrainError, RequestError
 from posttrain.core.wire import ScoreRequest, ScoreResponse, error_body
 from posttrain.reward_model.description import describe
 from posttrain.reward_model.scoring import Overloaded, Scoring
 from posttrain.reward_model.telemetry import telemetry
+
+log = logging.getLogger(__name__)
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 CLIENT_GONE = 499
@@ -34,9 +39,9 @@ def create_app() -> FastAPI:
     async def score(request: Request) -> Response:
         """The score of each item by each source."""
         began = time.monotonic()
-        body = await request.body()
         outcome = "error"
         try:
+            body = await request.body()
             answer = await _while_connected(request, request.app.state.scoring.score(body, began))
             outcome = "gone" if answer is None else "ok"
         except Overloaded:
@@ -45,6 +50,16 @@ def create_app() -> FastAPI:
         except RequestError:
             outcome = "refused"
             raise
+        except ClientDisconnect:
+            outcome, answer = "gone", None
+        except PosttrainError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer in OpenAI's form
+            # The error's own text may quote an item, so only its kind and place are logged.
+            place = "".join(traceback.format_tb(error.__traceback__))
+            log.error("a request failed with %s at\n%s", type(error).__name__, place)
+            message = "the service failed; its log says where"
+            return JSONResponse(error_body(message, "server_error", "internal_error"), 500)
         finally:
             telemetry().requests.labels(outcome).inc()
             telemetry().seconds.observe(time.monotonic() - began)
@@ -68,7 +83,6 @@ def create_app() -> FastAPI:
 
     app.add_exception_handler(PosttrainError, _posttrain_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected_error)
     describe(app, requests={"/score": ScoreRequest}, answers={"/score": ScoreResponse})
     return app
 
@@ -110,7 +124,3 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # what it is registered for
     headers = dict(error.headers or {})
     return JSONResponse(error_body(f"{error.detail}; this service has POST /score"), error.status_code, headers)
-
-
-async def _unexpected_error(request: Request, error: Exception) -> Response:
-    return JSONResponse(error_body("the service failed; its log has the traceback", "server_error", "internal"), 500)

@@ -60,11 +60,15 @@ class Scoring:
         if self.waiting_items and self.waiting_items + count > self.settings.max_waiting_items:
             raise Overloaded(f"{self.waiting_items} items wait already; come again later")
         self.waiting_items += count
+        futures: list[asyncio.Future[Column]] = []
         try:
-            futures = [asyncio.wrap_future(self.sources[name].submit(part, until)) for name, part in prepared.items()]
+            for name, part in prepared.items():
+                futures.append(asyncio.wrap_future(self.sources[name].submit(part, until)))
             columns = dict(zip(prepared, await asyncio.gather(*futures), strict=True))
         finally:
             self.waiting_items -= count
+            for future in futures:  # where one source failed, what the others have not done is not wanted any more
+                future.cancel()
         for name, column in columns.items():
             _check(name, column, count)
         for name in names:

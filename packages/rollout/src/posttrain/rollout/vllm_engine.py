@@ -1,12 +1,11 @@
 """vLLM's engine as one of ours: its scheduler, paged cache and kernels behind the same requests, routes and metrics.
 
 Takes vLLM's `LLMEngine`, made by `vllm_load.py` in an environment that has vllm, and runs it in the thread that steps.
-vLLM holds one version of the weights: samples of a newer version wait in here until those in flight have ended, then
-the weights are replaced and the prefix cache is emptied. Where top_p, top_k or min_p truncate, vLLM's log-probabilities
+vLLM holds one version of the weights: samples of another wait in here until those in flight have ended, then the
+weights are replaced and the prefix cache is emptied. Where top_p, top_k or min_p truncate, vLLM's log-probabilities
 are those after truncation (training leaves these off).
 """
 
-from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -44,9 +43,10 @@ class VllmEngine(Engine):
         super().__init__(model, eos_ids, max_batch)
         self._llm, self._sleeps = llm, sleeps
         self.context = min(self.context, llm.model_config.max_model_len)
-        self.weights = Weights(0, digest, {})
+        # `held` is a copy in the host's memory; the first weights are in the checkpoint still.
+        self.weights = Weights(0, digest, None)
         self._loaded: Weights | None = self.weights
-        self._waiting: deque[Sample] = deque()
+        self._waiting: list[Sample] = []
         self._flying: dict[str, Sample] = {}
         self._names = map(str, count())
 
@@ -100,35 +100,38 @@ class VllmEngine(Engine):
         names = [name for name, sample in self._flying.items() if sample.cancelled]
         self._llm.abort_request(names)
         ended = [self._flying.pop(name) for name in names] + [sample for sample in self._waiting if sample.cancelled]
-        self._waiting = deque(sample for sample in self._waiting if not sample.cancelled)
+        self._waiting = [sample for sample in self._waiting if not sample.cancelled]
         for sample in ended:
             sample.finish_reason = "cancelled"
         return ended
 
     def _admit(self) -> None:
-        """Hands what waits to vLLM, in order, up to the first sample whose weights have to wait for others to end."""
+        """Hands to vLLM what waits for the weights that it holds; others have to wait until nothing is in flight."""
         if self._waiting and self._sleeps and self._llm.is_sleeping():
             self._llm.wake_up()
         while self._waiting:
+            if self._loaded is None:
+                raise WorkError("vLLM failed to load weights before and is not sound since; restart the service")
+            entering = [sample for sample in self._waiting if sample.weights is self._loaded]
+            if entering:
+                self._waiting = [sample for sample in self._waiting if sample.weights is not self._loaded]
+                for sample in entering:
+                    name = next(self._names)
+                    self._llm.add_request(name, {"prompt_token_ids": list(sample.prompt)}, self._parameters(sample))
+                    self._flying[name] = sample
+                return
+            if self._flying:
+                return
             weights = self._waiting[0].weights
             assert weights is not None
-            if weights is not self._loaded:
-                if self._flying:
-                    return
-                self._renew(weights)
-            sample, name = self._waiting.popleft(), next(self._names)
-            self._llm.add_request(name, {"prompt_token_ids": list(sample.prompt)}, self._parameters(sample))
-            self._flying[name] = sample
+            self._renew(weights)
 
     def _renew(self, weights: Weights) -> None:
-        if not weights.held:
-            raise WorkError(f"weights {weights.version} are no longer here; push them again")
-        self._loaded = None  # what a failure leaves behind is nobody's weights
+        self._loaded = None  # vLLM 0.32 keeps parts of a load that failed among those of later ones
         self._llm.collective_rpc(renew_weights, args=(weights.held,))
         if not self._llm.reset_prefix_cache():
-            raise WorkError("vLLM did not empty its prefix cache, which holds keys and values of older weights")
+            raise WorkError("vLLM did not empty its prefix cache, which holds keys and values of other weights")
         self._loaded = weights
-        weights.held.clear()  # they lie on the device now
 
     def _parameters(self, sample: Sample) -> Any:
         from vllm import SamplingParams

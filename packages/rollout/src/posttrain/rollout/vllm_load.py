@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from posttrain.core.errors import RequestError
-from posttrain.rollout.engine import MAX_BATCH
+from posttrain.rollout.engine import MAX_BATCH, context_length
 from posttrain.rollout.load import generation_eos_ids
 from posttrain.rollout.settings import VllmSettings
 from posttrain.rollout.vllm_engine import VllmEngine
@@ -21,6 +21,9 @@ from posttrain.rollout.vllm_environment import refuse_without_vllm
 
 CPU_CACHE_BYTES = 1 << 30
 """Keys and values on a CPU; vLLM would take nearly all of the machine's memory."""
+
+CPU_BATCH_TOKENS = 8192
+"""Tokens of one forward pass on a CPU, at least."""
 
 
 def load_vllm_engine(
@@ -47,21 +50,26 @@ def load_vllm_engine(
     from vllm.v1.engine.llm_engine import LLMEngine
 
     model = _shell(checkpoint)
-    memory: dict[str, Any] = {"gpu_memory_utilization": settings.memory_share}
+    options: dict[str, Any] = {"gpu_memory_utilization": settings.memory_share}
     if on_cpu:
-        memory = {"kv_cache_memory_bytes": CPU_CACHE_BYTES}
+        options = {
+            "kv_cache_memory_bytes": CPU_CACHE_BYTES,
+            "dtype": "float32",
+            "enforce_eager": True,
+            # vLLM 0.32 fails on a CPU where a seeded request's prompt is computed in pieces.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(CPU_BATCH_TOKENS, context_length(model)),
+        }
     llm = LLMEngine.from_engine_args(
         EngineArgs(
             model=str(checkpoint),
             skip_tokenizer_init=True,
-            dtype="float32" if on_cpu else "auto",
-            enforce_eager=on_cpu,
             logprobs_mode="processed_logprobs",
             max_num_seqs=max_batch,
             enable_prefix_caching=True,
             enable_sleep_mode=settings.sleep,
             disable_log_stats=True,
-            **memory,
+            **options,
         )
     )
     return VllmEngine(llm, model, {*eos_ids, *generation_eos_ids(model)}, max_batch, digest, settings.sleep)

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 
-def renew_weights(worker: Any, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Makes `tensors` the weights of `worker`'s model; nothing may be in flight."""
+def renew_weights(worker: Any, tensors: Mapping[str, torch.Tensor] | None) -> None:
+    """Makes `tensors`, or what the checkpoint holds, the weights of `worker`'s model; nothing may be in flight."""
     from vllm.config import set_current_vllm_config
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
     from vllm.platforms import current_platform
 
-    worker.reload_weights(weights_iterator=iter(tensors.items()))
+    worker.reload_weights(weights_iterator=None if tensors is None else iter(tensors.items()))
     if not current_platform.is_cpu():
         return
     # vLLM 0.32 packs matrices for the CPU's kernels, and its reload forgets the copy of a head that is tied to the
