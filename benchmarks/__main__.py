@@ -13,6 +13,7 @@ from benchmarks.peer_runs import peers as peer_scripts
 from benchmarks.peer_runs import run_peers
 from benchmarks.plot import plot_history
 from benchmarks.record import HISTORY, RESULTS, record, store, summarise
+from benchmarks.side_by_side import BUSY
 from benchmarks.suite import run_suites
 from benchmarks.tables import benchmark_table, comparison_table, peer_table
 from posttrain.core.errors import PosttrainError, RequestError, WorkError, suggest
@@ -44,7 +45,7 @@ def run(
         console.print(peer_table(results))
     for line in troubles:
         console.print(line, highlight=False)
-    console.print(f"other processes used {others:.0%} of this machine meanwhile", highlight=False)
+    _say_others(others)
     if quick:
         console.print("a quick run: these are no measurements, and nothing was written")
     elif select or set(_peers(peers)) != set(peer_scripts()):
@@ -65,12 +66,13 @@ def check(
     if not path.exists():
         console.print(f"nothing to compare with: no record of this kind of machine ({slug}); make bench writes one")
         return
-    baseline = read_json(path)["benchmarks"]
+    baseline, meanwhile = read_json(path)["benchmarks"], Others()
     now = summarise(run_suites(runs, select))
     if select:
         baseline = {name: entry for name, entry in baseline.items() if name in now}
     comparisons = compare(baseline, now)
     console.print(comparison_table(comparisons))
+    _say_others(meanwhile.share())
     slower = [found.name for found in comparisons if found.verdict == "slower"]
     if slower:
         raise WorkError(f"slower than the baseline beyond its noise: {', '.join(slower)}")
@@ -85,6 +87,11 @@ def plot(
     if not (out / HISTORY).exists():
         raise RequestError(f"{out / HISTORY} does not exist; make bench writes it")
     console.print(str(plot_history(read_jsonl(out / HISTORY), slug, out / f"history-{slug}.png")), soft_wrap=True)
+
+
+def _say_others(share: float) -> None:
+    advice = "; noise hides slow-downs then: measure again on a quiet machine" if share > BUSY else ""
+    console.print(f"other processes used {share:.0%} of this machine meanwhile{advice}", highlight=False)
 
 
 def _peers(names: str) -> list[str]:

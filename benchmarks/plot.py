@@ -36,7 +36,7 @@ def plot_history(lines: Sequence[Mapping[str, Any]], slug: str, out: Path) -> Pa
         axes.axhline(1.0, color="grey", linewidth=0.5)
         axes.set_title(name, fontsize=7)
         axes.set_ylabel(what, fontsize=6)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.15 * max(1.0, *(value for _, value in points)))
         axes.set_xlim(-0.5, len(mine) - 0.5)
         axes.set_xticks(range(len(mine)), [(line["commit"] or "?")[:7] for line in mine], rotation=60, fontsize=5)
         axes.tick_params(axis="y", labelsize=6)
