@@ -49,6 +49,17 @@ def test_without_a_checkpoint_it_serves_the_verifiers(started: list):
         (["--source", "mine={empty}/none.py:f"], "cannot be read"),
         (["--source", "gsm8k={empty}"], "exists already"),
         (["--source", "a=x/y", "--source", "a=x/y"], "given twice"),
+        (["a=./no/such", "b=./no/such"], "is not a folder"),
+        (["x/y", "rm=x/y"], "'rm' is given twice"),
+        (["--ensemble", "rm"], "--ensemble takes name=model,model"),
+        (["a=x/y", "--ensemble", "rm=a"], "needs two or more different reward models"),
+        (["a=x/y", "--ensemble", "rm=a,a"], "needs two or more different reward models"),
+        (
+            ["alpha=x/y", "--ensemble", "rm=alpha,alhpa"],
+            "'alhpa' is no reward model of this service (did you mean 'alpha'",
+        ),
+        (["a=x/y", "b=x/y", "--ensemble", "rm=a,gsm8k"], "'gsm8k' is no reward model"),
+        (["a=x/y", "rm.std=x/y", "--ensemble", "rm=a,rm.std"], "'rm.std' exists already"),
         (["--port", "0"], "port 0"),
         (["--port", "abc"], "--port"),
     ],
@@ -78,3 +89,11 @@ def test_settings_in_the_environment_that_are_wrong_are_named(monkeypatch: pytes
     monkeypatch.setenv(ENVIRONMENT, "{")
     with pytest.raises(serving.RequestError, match="POSTTRAIN_REWARD is not JSON"):
         from_environment()
+
+
+def test_several_reward_models_and_an_ensemble_of_them_are_named(reward_checkpoint: Path, started: list):
+    folder, port = str(reward_checkpoint), str(serving.free_port())
+    run(["serve", "reward", f"a={folder}", f"b={folder}", "--ensemble", "rm=a,b", "--port", port])
+    settings = RewardServiceSettings.model_validate_json(started[0][2][ENVIRONMENT])
+    assert settings.sources == {"a": folder, "b": folder}
+    assert settings.ensembles == {"rm": ["a", "b"]}

@@ -17,6 +17,7 @@ from posttrain.core.errors import RequestError
 from posttrain.core.wire import ScoreItem
 from posttrain.reward_model.batching import BatchRecord
 from posttrain.reward_model.encoding import Answer, RefusedItem
+from posttrain.reward_model.ensembles import check_ensembles
 from posttrain.reward_model.functions.pool import Failure, FunctionLimits, FunctionPool
 from posttrain.reward_model.functions.spec import UserFunction, function_of_file, installed_functions, is_function_spec
 from posttrain.reward_model.settings import RewardServiceSettings
@@ -138,6 +139,7 @@ def load_sources(
     one cannot be loaded.
     """
     found, models = resolve(settings.sources)
+    check_ensembles(settings.ensembles, models, {**found, **models})
     sources: dict[str, Source] = {}
     for name, what in found.items():
         sources[name] = VerifierSource(name, what) if isinstance(what, Verifier) else FunctionSource(what, settings)
