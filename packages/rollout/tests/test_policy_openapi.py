@@ -10,6 +10,8 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 
 from posttrain.core.asgi import ServiceMiddleware
 
+pytestmark = pytest.mark.long
+
 KEY = {"Authorization": "Bearer sesame"}
 # What only the model can tell (a context, a vocabulary, which version is here) no description has: 400, 404 or 409.
 # And it takes more than it describes, where that is OpenAI's way: parameters that change nothing.
