@@ -338,7 +338,7 @@ def test_ppo_trains_with_vllm(way, request, untied, tmp_path):
     overrides, environment = [*SMALL], dict(os.environ)
     if way == "stock":
         environment["POLICY_URL"] = request.getfixturevalue("stock")
-        overrides += [f"model={untied}"]
+        overrides += [f"model={untied}", "reward=verifier"]
     else:
         overrides += ["engine=vllm"]
         environment["POSTTRAIN_VLLM_PYTHON"] = str(PYTHON)
