@@ -85,7 +85,7 @@ lint: $(READY) ## Check style and format with ruff.
 	ruff format --check .
 
 types: $(READY) ## Check types with mypy.
-	mypy $(SOURCES)
+	mypy $(SOURCES) benchmarks
 
 check-imports: $(READY) ## Check that packages import one way only, and nothing heavy where it must not be.
 	lint-imports

@@ -15,7 +15,7 @@ from benchmarks.plot import plot_history
 from benchmarks.record import HISTORY, RESULTS, record, store, summarise
 from benchmarks.side_by_side import BUSY
 from benchmarks.suite import run_suites
-from benchmarks.tables import benchmark_table, comparison_table, peer_table
+from benchmarks.tables import benchmark_table, comparison_table, http_lines, peer_table
 from posttrain.core.errors import PosttrainError, RequestError, WorkError, suggest
 from posttrain.core.files import read_json, read_jsonl
 
@@ -43,7 +43,7 @@ def run(
     console.print(benchmark_table(benchmarks))
     if results:
         console.print(peer_table(results))
-    for line in troubles:
+    for line in [*http_lines(results), *troubles]:
         console.print(line, highlight=False)
     _say_others(others)
     if quick:

@@ -41,7 +41,12 @@ KNOWN = (
     Peer("http_overhead", ("--requests", "5", "--rounds", "2"), "uvicorn", "make setup"),
     Peer("reward_batch", ("--items", "64", "--rounds", "2")),
     Peer("lm_eval", ("--limit", "8", "--rounds", "1"), "lm_eval", "make setup"),
-    Peer("vllm_cpu", needs=".venv-vllm/.ready", install="make vllm"),
+    Peer(
+        "vllm_cpu",
+        ("--sequences", "8", "--new", "8", "--rounds", "1", "--eager"),
+        needs=".venv-vllm/.ready",
+        install="make vllm",
+    ),
 )
 
 

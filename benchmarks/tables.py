@@ -5,6 +5,7 @@ from statistics import median
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks.compare import Comparison
 
@@ -26,6 +27,15 @@ def peer_table(peers: Mapping[str, Any]) -> Table:
     return table
 
 
+def http_lines(peers: Mapping[str, Any]) -> list[str]:
+    """The share of a rollout that HTTP and JSON cost, with its 95 % interval, as the policy endpoint was compared."""
+    shares = peers.get("policy_endpoint", {}).get("settings", {}).get("http_share", {})
+    return [
+        f"HTTP and JSON cost {middle:.1%} of a rollout as {side} ({low:.1%} to {high:.1%})"
+        for side, (middle, low, high) in shares.items()
+    ]
+
+
 def benchmark_table(benchmarks: Mapping[str, Any]) -> Table:
     """Each benchmark's rate, its time in units of the calibration kernel, and the noise of that."""
     table = Table(title="Benchmarks", box=None, title_justify="left")
@@ -34,7 +44,7 @@ def benchmark_table(benchmarks: Mapping[str, Any]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, entry in benchmarks.items():
         table.add_row(
-            name,
+            Text(name),
             f"{entry['per_second']:,.4g} {entry['unit']}/s",
             f"{1e3 * entry['seconds']:,.4g}",
             f"{median(entry['relative']):,.4g}",
@@ -55,5 +65,5 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     for found in comparisons:
         both = found.verdict in ("same", "slower", "faster")
         numbers = (f"{found.slowdown:.2f}", f"{found.allowed:.2f}") if both else ("", "")
-        table.add_row(found.name, *numbers, "" if found.verdict == "same" else found.verdict)
+        table.add_row(Text(found.name), *numbers, "" if found.verdict == "same" else found.verdict)
     return table
