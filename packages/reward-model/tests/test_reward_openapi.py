@@ -52,7 +52,7 @@ def test_every_answer_is_one_that_the_description_has(app, sources: list[str], m
     for operation in (result.ok() for result in described(app, sources).get_all_operations()):
 
         @given(case=operation.as_strategy(generation_mode=mode))
-        @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
         def check(case):
             case.call_and_validate(headers={"Authorization": "Bearer sesame"}, excluded_checks=excluded)
 
