@@ -24,7 +24,7 @@ class Batch:
     completion_ids: list[list[int]]
     mask: Bool[Tensor, "batch time"]
     sampled_logprobs: Float[Tensor, "batch time"]
-    """What the engine sampled with. The trainer's own `logprobs` differ in the last digits."""
+    """What the engine sampled with."""
     rewards: Float[Tensor, " batch"]
     """Weighted sum of the reward sources, after the rule for truncated completions."""
     groups: Int[Tensor, " batch"]
@@ -32,8 +32,7 @@ class Batch:
     finished: Bool[Tensor, " batch"]
     """False for completions cut at the length limit."""
     logprobs: Float[Tensor, "batch time"]
-    """By the trainer's forward pass with the weights that sampled: π_old."""
-    entropy: Float[Tensor, "batch time"]
+    """π_old, what ratios divide by: the engine's, or the trainer's own with the same weights (`old_logprobs`)."""
     ref_logprobs: Float[Tensor, "batch time"] | None = None
     outputs: dict[str, Float[Tensor, "batch time"]] = field(default_factory=dict)
     """By name of the method's extra modules, before the update."""
@@ -42,11 +41,6 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of prompt and completion of each row."""
-        return [len(p) + len(c) for p, c in zip(self.prompt_ids, self.completion_ids, strict=True)]
 
     def record(self, rows: Sequence[int], tensor: Tensor, values: Float[Tensor, "some some_time"]) -> None:
         """Writes what was computed for some rows into one of this batch's tensors; their time may be shorter."""
@@ -71,7 +65,6 @@ class Batch:
             groups=self.groups[index],
             finished=self.finished[index],
             logprobs=cut(self.logprobs),
-            entropy=cut(self.entropy),
             ref_logprobs=None if self.ref_logprobs is None else cut(self.ref_logprobs),
             outputs={name: cut(tensor) for name, tensor in self.outputs.items()},
             credit={name: cut(tensor) for name, tensor in self.credit.items()},
@@ -79,24 +72,39 @@ class Batch:
 
 
 def collate(groups: Sequence["Group"], device: Any) -> Batch:
-    """The completions of all groups as one batch; what the models say about them is still 0."""
+    """The completions of all groups as one batch; π_old is the engine's."""
     flat = [(group, choice) for group in groups for choice in range(len(group.completions))]
     completions = [group.completions[choice] for group, choice in flat]
     lengths = torch.tensor([len(completion.token_ids) for completion in completions])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     sampled = torch.zeros(mask.shape)
     sampled[mask] = torch.tensor([logprob for completion in completions for logprob in completion.logprobs])
+    sampled = sampled.to(device)
     return Batch(
         prompt_ids=[group.prompt.ids for group, _ in flat],
         completion_ids=[completion.token_ids for completion in completions],
         mask=mask.to(device),
-        sampled_logprobs=sampled.to(device),
+        sampled_logprobs=sampled,
         rewards=torch.cat([group.rewards for group in groups]).to(device),
         groups=torch.tensor([i for i, group in enumerate(groups) for _ in group.completions], device=device),
         finished=torch.tensor([c.finish_reason == "stop" for c in completions], device=device),
-        logprobs=torch.zeros(mask.shape, device=device),
-        entropy=torch.zeros(mask.shape, device=device),
+        logprobs=sampled,
     )
+
+
+def split_minibatches(groups: Sequence[int], count: int, seed: int) -> list[list[int]]:
+    """The rows in at most `count` minibatches of like size, in an order drawn by `seed`.
+
+    Groups stay whole: their prompt is then computed once, and their advantages, which may sum to zero over a group,
+    act in one step. Only where there are fewer groups than minibatches are rows dealt out one by one.
+    """
+    members: dict[int, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    units = list(members.values()) if len(members) >= count else [[row] for row in range(len(groups))]
+    order = torch.randperm(len(units), generator=torch.Generator().manual_seed(seed))
+    parts = order.tensor_split(min(count, len(units)))
+    return [[row for unit in part.tolist() for row in units[unit]] for part in parts]
 
 
 @dataclass(frozen=True)
@@ -109,8 +117,8 @@ class Minibatch:
 
     rows: Batch
     logprobs: Float[Tensor, "batch time"]
-    entropy: Float[Tensor, "batch time"] | None
-    """Only if the method's `needs` name it."""
+    entropy: Float[Tensor, "batch time"]
+    """Of the distribution of each token, differentiable like `logprobs`."""
     outputs: dict[str, Float[Tensor, "batch time"]]
     tokens: int
     sequences: int

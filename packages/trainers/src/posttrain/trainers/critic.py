@@ -20,6 +20,6 @@ class Critic(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, input_ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length"]:
-        """Values of the states that end with each token. Rows are padded on the right, so no mask is needed."""
-        return self.head(self.body(input_ids=input_ids, use_cache=False).last_hidden_state).squeeze(-1)
+    def forward(self, input_ids: Int[Tensor, "batch length"], **layout: Any) -> Float[Tensor, "batch length"]:
+        """Values of the states that end with each token. `layout` is for the body; padding stands on the right."""
+        return self.head(self.body(input_ids=input_ids, use_cache=False, **layout).last_hidden_state).squeeze(-1)

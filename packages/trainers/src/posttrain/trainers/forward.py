@@ -1,50 +1,63 @@
 """Teacher-forced passes over sampled completions: log-probability, entropy and value of each completion token.
 
-Takes ids as they were sampled, never text. Rows are padded on the right, where causal attention cannot see it, so no
-attention mask is needed; the vocabulary's logits are made for completion positions only. Knows nothing of rewards.
+Takes ids as they were sampled, never text, in the arrangement that a `Layout` gives them: `packed_rows` without padding
+and each prompt once, `padded_rows` a rectangle, for models that know nothing else. The vocabulary's logits are made for
+completion positions only. Knows nothing of rewards.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from posttrain.trainers.token_logprobs import token_logprobs
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Prompts with completions as one rectangle of inputs, and where the completions lie in it."""
+    """Prompts with completions as a model reads them, and where the completions lie in what it says."""
 
-    input_ids: Int[Tensor, "batch length"]
-    """Prompt and completion without its last token, which predicts nothing."""
-    targets: Int[Tensor, "batch time"]
+    inputs: dict[str, Any]
+    """Keyword arguments of the model; `input_ids` is [sequences, length]."""
+    keep: Int[Tensor, " kept"]
+    """Positions (second axis) whose logits are needed."""
+    among_kept: Int[Tensor, " tokens"] | None
+    """Of the kept logits, flattened over sequences, those that predict a completion token; None for all of them."""
+    predicts: Int[Tensor, " tokens"]
+    """The same places in outputs for all positions, flattened."""
+    targets: Int[Tensor, " tokens"]
+    """The completions' tokens, row after row."""
     mask: Bool[Tensor, "batch time"]
     """True on the completion's tokens, a prefix of each row."""
-    predicts: Bool[Tensor, "batch length"]
-    """True at positions whose next token is a completion token; row by row as many as in `mask`."""
 
 
-def pad_rows(prompt_ids: Sequence[list[int]], completion_ids: Sequence[list[int]], device: Any = "cpu") -> Rows:
-    """Lays rows out for a forward pass. Every prompt and completion must have at least one token (ValueError)."""
-    if any(not ids for ids in (*prompt_ids, *completion_ids)):
-        raise ValueError("an empty prompt or completion has no log-probability")
-    length = max(len(p) + len(c) for p, c in zip(prompt_ids, completion_ids, strict=True)) - 1
-    time = max(len(c) for c in completion_ids)
-    input_ids = torch.zeros(len(prompt_ids), length, dtype=torch.long)
-    targets = torch.zeros(len(prompt_ids), time, dtype=torch.long)
-    lengths = torch.tensor([[len(p), len(c)] for p, c in zip(prompt_ids, completion_ids, strict=True)])
-    for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
-        ids = torch.tensor([*prompt, *completion])
-        input_ids[row, : len(ids) - 1] = ids[:-1]
-        targets[row, : len(completion)] = ids[len(prompt) :]
-    first, count = lengths[:, :1] - 1, lengths[:, 1:]
-    positions = torch.arange(length)
-    predicts = (positions >= first) & (positions < first + count)
-    mask = torch.arange(time) < count
-    return Rows(input_ids.to(device), targets.to(device), mask.to(device), predicts.to(device))
+class Layout(Protocol):
+    """A way to arrange completions for a forward pass."""
+
+    def split(
+        self,
+        prompt_ids: Sequence[list[int]],
+        completion_ids: Sequence[list[int]],
+        groups: Sequence[int],
+        max_tokens: int,
+    ) -> list[list[int]]:
+        """Micro-batches: each row's index once, those of at most `max_tokens` (or a single row) together.
+
+        Rows of like length, longest first, so that too large a budget fails at once. The same lengths and groups give
+        the same micro-batches. Rows of one group have one prompt.
+        """
+
+    def rows(
+        self,
+        prompt_ids: Sequence[list[int]],
+        completion_ids: Sequence[list[int]],
+        groups: Sequence[int],
+        device: Any = "cpu",
+    ) -> Rows:
+        """One micro-batch; ValueError for an empty prompt or completion."""
 
 
 def completion_logprobs(
@@ -54,34 +67,22 @@ def completion_logprobs(
 
     `model` is any causal language model of transformers (or a wrapper with the same forward). 0 outside the mask.
     """
-    first = int(rows.predicts.any(dim=0).to(torch.uint8).argmax())
-    keep = torch.arange(first, rows.input_ids.shape[1], device=rows.input_ids.device)
-    logits = model(input_ids=rows.input_ids, logits_to_keep=keep, use_cache=False).logits
-    logits = logits[rows.predicts[:, first:]].float() / temperature
-    logprobs = _scatter(-F.cross_entropy(logits, rows.targets[rows.mask], reduction="none"), rows.mask)
-    if not with_entropy:
-        return logprobs, None
-    log_p = torch.log_softmax(logits, dim=-1)
-    return logprobs, _scatter(-(log_p.exp() * log_p).sum(dim=-1), rows.mask)
+    logits = model(**rows.inputs, logits_to_keep=rows.keep, use_cache=False).logits.flatten(0, 1)
+    if rows.among_kept is not None:
+        logits = logits[rows.among_kept]
+    logprobs, entropy = token_logprobs(logits, rows.targets, temperature, with_entropy)
+    return _scatter(logprobs, rows.mask), None if entropy is None else _scatter(entropy, rows.mask)
 
 
 def completion_outputs(module: Any, rows: Rows) -> Float[Tensor, "batch time"]:
-    """What `module(input_ids)`, one number a position, says before each completion token (a critic: V of the state)."""
-    return _scatter(module(rows.input_ids)[rows.predicts].float(), rows.mask)
+    """What `module(**inputs)`, one number a position, says before each completion token (a critic: V of the state)."""
+    return _scatter(module(**rows.inputs).flatten()[rows.predicts].float(), rows.mask)
 
 
-def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Row indices grouped so that rows of like length share a rectangle of at most `max_tokens` (or a single row).
-
-    Longest first, so that too large a budget fails at once. The same lengths give the same groups.
-    """
-    groups: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= max_tokens:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    return groups
+def refuse_empty(prompt_ids: Sequence[list[int]], completion_ids: Sequence[list[int]]) -> None:
+    """ValueError if a prompt or completion has no token."""
+    if not all(prompt_ids) or not all(completion_ids):
+        raise ValueError("an empty prompt or completion has no log-probability")
 
 
 def _scatter(values: Float[Tensor, " tokens"], mask: Bool[Tensor, "batch time"]) -> Float[Tensor, "batch time"]:

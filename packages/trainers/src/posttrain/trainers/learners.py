@@ -4,6 +4,7 @@ Knows how to load, step, export and hand out weights; knows nothing of rollouts,
 """
 
 import math
+import sys
 from typing import Any
 
 import torch
@@ -12,9 +13,13 @@ from accelerate.state import AcceleratorState
 
 from posttrain.core.errors import RequestError, WorkError
 from posttrain.data.chat import load_tokenizer
+from posttrain.trainers.forward import Layout
 from posttrain.trainers.method import REF_LOGPROBS, OnlineMethod
 from posttrain.trainers.models import load_policy, weights_file
 from posttrain.trainers.online_settings import OnlineSettings
+from posttrain.trainers.packed_attention import read_packed
+from posttrain.trainers.packed_rows import PackedRows
+from posttrain.trainers.padded_rows import PaddedRows
 from posttrain.trainers.stage import StageInputs
 
 
@@ -34,6 +39,7 @@ class Learners:
         self.device = self.accelerator.device
         self.tokenizer = load_tokenizer(inputs.start)
         policy = load_policy(inputs.start)
+        packed = read_packed(policy.eval())
         extra = method.extra_modules(policy)
         modules = {"policy": policy, **{name: module.module for name, module in extra.items()}}
         self._peak_lrs = [settings.lr, *(module.lr for module in extra.values())]
@@ -41,7 +47,7 @@ class Learners:
             {"params": list(module.parameters()), "lr": lr}
             for module, lr in zip(modules.values(), self._peak_lrs, strict=True)
         ]
-        optimizer = torch.optim.AdamW(groups, betas=settings.betas, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(groups, betas=settings.betas, weight_decay=0.0, fused=True)
         *prepared, self._optimizer = self.accelerator.prepare(*modules.values(), optimizer)
         self._modules = {name: module.eval() for name, module in zip(modules, prepared, strict=True)}
         self.policy = self._modules["policy"]
@@ -50,7 +56,14 @@ class Learners:
         if REF_LOGPROBS in method.needs:
             if inputs.reference is None:
                 raise RequestError("the method needs a reference checkpoint to measure KL from; give one")
-            self.reference = load_policy(inputs.reference).eval().requires_grad_(False).to(self.device)
+            reference = load_policy(inputs.reference).eval().requires_grad_(False)
+            packed = packed and read_packed(reference)
+            self.reference = reference.to(self.device)
+        self.layout: Layout = PackedRows() if packed else PaddedRows()
+        if not packed:
+            print(
+                "this model's attention cannot read packed rows: training pads them, which is slower", file=sys.stderr
+            )
 
     def set_learning_rates(self, step: int) -> float:
         """Sets all rates for a step, a pure function of its number; returns the policy's."""

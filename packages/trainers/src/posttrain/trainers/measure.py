@@ -17,10 +17,13 @@ from posttrain.core.seeds import derive_seed
 from posttrain.core.statistics import mean_and_se
 from posttrain.data.chat import load_tokenizer, render_prompt
 from posttrain.data.rows import Prompt
-from posttrain.trainers.forward import completion_logprobs, micro_batches, pad_rows
+from posttrain.trainers.forward import Layout, completion_logprobs
 from posttrain.trainers.kl import k1
 from posttrain.trainers.models import context_length, load_policy
 from posttrain.trainers.online_inputs import fitting_prompts
+from posttrain.trainers.packed_attention import read_packed
+from posttrain.trainers.packed_rows import PackedRows
+from posttrain.trainers.padded_rows import PaddedRows
 from posttrain.trainers.quiet import quiet
 from posttrain.trainers.rewards import score_completions
 from posttrain.trainers.rollouts import RenderedPrompt, fixed_policy
@@ -100,9 +103,13 @@ def sequence_kl(
 ) -> list[float]:
     """Σ_t k1 of each completion at temperature 1, in nats; WorkError if `model` is not what sampled them."""
     result, mismatch = [0.0] * len(prompts), 0.0
-    lengths = [len(p.ids) + len(c.token_ids) for p, c in zip(prompts, completions, strict=True)]
-    for index in micro_batches(lengths, micro_batch_tokens):
-        rows = pad_rows([prompts[i].ids for i in index], [completions[i].token_ids for i in index])
+    layout: Layout = PackedRows() if read_packed(model) and read_packed(reference) else PaddedRows()
+    prompt_ids, completion_ids = [prompt.ids for prompt in prompts], [c.token_ids for c in completions]
+    groups = range(len(prompts))
+    for index in layout.split(prompt_ids, completion_ids, groups, micro_batch_tokens):
+        rows = layout.rows(
+            [prompt_ids[i] for i in index], [completion_ids[i] for i in index], [groups[i] for i in index]
+        )
         logprobs, _ = completion_logprobs(model, rows)
         ref_logprobs, _ = completion_logprobs(reference, rows)
         sampled = torch.zeros_like(logprobs).masked_scatter(

@@ -15,12 +15,14 @@ from posttrain.core.clients import Completion
 from posttrain.trainers.batch import Batch, Minibatch
 from posttrain.trainers.rollouts import RenderedPrompt
 
-REF_LOGPROBS, ENTROPY = "ref_logprobs", "entropy"
+REF_LOGPROBS = "ref_logprobs"
 
 
 @dataclass(frozen=True)
 class ExtraModule:
-    """A module trained beside the policy; `module(input_ids)` gives one number a position, [batch, length]."""
+    """A module trained beside the policy; `module(input_ids, **layout)` gives one number a position, [batch, length].
+
+    `layout` (see `Rows.inputs`) is for the transformer in it, which is a copy of the policy's."""
 
     module: nn.Module
     lr: float
@@ -41,7 +43,7 @@ class OnlineMethod:
     """Base of the methods: accepts every group, trains nothing beside the policy, keeps no state."""
 
     needs: frozenset[str] = frozenset()
-    """`ref_logprobs`: fill `Batch.ref_logprobs`; `entropy`: fill `Minibatch.entropy` (with gradient)."""
+    """`ref_logprobs`: fill `Batch.ref_logprobs`."""
 
     def extra_modules(self, policy: Any) -> dict[str, ExtraModule]:
         """Modules that the loop optimises, saves and resumes with the policy; their outputs carry these names."""

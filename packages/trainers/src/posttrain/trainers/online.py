@@ -14,13 +14,14 @@ import torch
 from posttrain.core.metrics import MetricsLog, Progress
 from posttrain.core.seeds import derive_seed
 from posttrain.data.sources import Source
-from posttrain.trainers.batch import Batch, Minibatch, collate
-from posttrain.trainers.forward import completion_logprobs, completion_outputs, micro_batches, pad_rows
+from posttrain.trainers.batch import Batch, Minibatch, collate, split_minibatches
+from posttrain.trainers.forward import Rows, completion_logprobs, completion_outputs
 from posttrain.trainers.learners import Learners
-from posttrain.trainers.method import ENTROPY, Group, OnlineMethod
+from posttrain.trainers.masked import masked_sum
+from posttrain.trainers.method import Group, OnlineMethod
 from posttrain.trainers.models import context_length, save_checkpoint
 from posttrain.trainers.online_inputs import read_prompts, services
-from posttrain.trainers.online_metrics import batch_metrics, check_mismatch, sampling_metrics
+from posttrain.trainers.online_metrics import check_mismatch, kl_metrics, mismatch_metrics, sampling_metrics
 from posttrain.trainers.online_settings import OnlineSettings
 from posttrain.trainers.phases import Phases
 from posttrain.trainers.quiet import quiet
@@ -29,6 +30,9 @@ from posttrain.trainers.rollouts import RenderedPrompt, VersionedPolicy, take_pr
 from posttrain.trainers.stage import StageInputs
 from posttrain.trainers.state import Position, load_state, save_state
 from posttrain.trainers.validation import validate
+
+EXACT = 1e-4
+"""Mean difference of log-probabilities in nats up to which the engine's count as the trainer's: rounding of fp32."""
 
 
 def train_online(method: OnlineMethod, settings: OnlineSettings, inputs: StageInputs) -> dict[str, Any]:
@@ -79,9 +83,7 @@ class OnlineLoop:
                 if groups:
                     with phases("forward"):
                         batch = self.look_back(groups)
-                        metrics |= batch_metrics(batch)
-                        check_mismatch(metrics, self.settings.mismatch_limit, step)
-                        metrics |= self.credit(batch)
+                        metrics |= kl_metrics(batch) | self.credit(batch)
                     with phases("update"):
                         metrics |= self.update(batch)
                 self.position.step += 1
@@ -146,17 +148,17 @@ class OnlineLoop:
         """What the models say about the rollout before they learn from it, without gradients."""
         learners, temperature = self.learners, self.settings.temperature
         batch = collate(groups, learners.device)
+        if self.recomputes:
+            batch.logprobs = torch.zeros_like(batch.sampled_logprobs)
         batch.outputs.update({name: torch.zeros_like(batch.logprobs) for name in learners.extra})
         if learners.reference is not None:
             batch.ref_logprobs = torch.zeros_like(batch.logprobs)
-        for index in micro_batches(batch.lengths, self.settings.micro_batch_tokens):
-            rows = pad_rows(
-                [batch.prompt_ids[i] for i in index], [batch.completion_ids[i] for i in index], learners.device
-            )
+        for index in self.micro_batches(batch):
+            rows = self.rows(batch.select(index))
             with torch.inference_mode():
-                logprobs, entropy = completion_logprobs(learners.policy, rows, temperature, with_entropy=True)
-                batch.record(index, batch.logprobs, logprobs)
-                batch.record(index, batch.entropy, entropy)
+                if self.recomputes:
+                    logprobs, _ = completion_logprobs(learners.policy, rows, temperature)
+                    batch.record(index, batch.logprobs, logprobs)
                 if batch.ref_logprobs is not None:
                     # In the policy's own precision, or rounding would pass for divergence.
                     with learners.accelerator.autocast():
@@ -165,6 +167,24 @@ class OnlineLoop:
                 for name, module in learners.extra.items():
                     batch.record(index, batch.outputs[name], completion_outputs(module, rows))
         return batch
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether π_old is the trainer's own in this step: as `old_logprobs` says."""
+        wish = self.settings.old_logprobs
+        return wish == "recomputed" or (wish == "auto" and not self.position.engine_agrees)
+
+    def micro_batches(self, batch: Batch) -> list[list[int]]:
+        """The rows of a batch in the parts that go through the models at once."""
+        return self.learners.layout.split(
+            batch.prompt_ids, batch.completion_ids, batch.groups.tolist(), self.settings.micro_batch_tokens
+        )
+
+    def rows(self, batch: Batch) -> Rows:
+        """These completions as the models read them."""
+        return self.learners.layout.rows(
+            batch.prompt_ids, batch.completion_ids, batch.groups.tolist(), self.learners.device
+        )
 
     def credit(self, batch: Batch) -> dict[str, float]:
         """Asks the method what each token deserves. Under the rule `mask`, truncated rows have left by then: neither
@@ -176,38 +196,51 @@ class OnlineLoop:
         return metrics
 
     def update(self, batch: Batch) -> dict[str, float]:
-        """Some epochs of minibatches over the rollout; parts of the loss and norms, averaged over the minibatches."""
+        """Some epochs of minibatches over the rollout; parts of the loss and norms, averaged over the minibatches.
+
+        On the first minibatch the trainer's log-probabilities are still those of the weights that sampled: there they
+        are compared with the engine's, before anything has been learnt.
+        """
         settings, step = self.settings, self.position.step
-        totals: dict[str, float] = defaultdict(float)
+        averages: dict[str, float] = defaultdict(float)
+        agreement: dict[str, float] = {}
         lr = self.learners.set_learning_rates(step)
         for epoch in range(settings.epochs):
-            generator = torch.Generator().manual_seed(derive_seed(self.inputs.seed, "minibatches", step, epoch))
-            order = torch.randperm(len(batch), generator=generator)
-            for rows in order.tensor_split(min(settings.minibatches, len(batch))):
-                for name, value in self.update_minibatch(batch.select(rows.tolist())).items():
-                    totals[name] += value
-                totals["updates"] += 1
-        updates = totals.pop("updates")
-        return {name: value / updates for name, value in totals.items()} | {"lr": lr}
+            seed = derive_seed(self.inputs.seed, "minibatches", step, epoch)
+            minibatches = split_minibatches(batch.groups.tolist(), settings.minibatches, seed)
+            for rows in minibatches:
+                parts, differences = self.accumulate(batch.select(rows))
+                if not agreement:
+                    agreement = mismatch_metrics(differences)
+                    check_mismatch(agreement, settings.mismatch_limit, step)
+                for name, value in (parts | self.learners.step()).items():
+                    averages[name] += value / (len(minibatches) * settings.epochs)
+        agreement["old_logprobs/recomputed"] = float(self.recomputes)
+        self.position.engine_agrees = agreement["engine/mismatch_mean"] <= EXACT
+        return averages | agreement | {"lr": lr}
 
-    def update_minibatch(self, batch: Batch) -> dict[str, float]:
-        """One optimiser step, its gradient summed over micro-batches of rows of like length."""
+    def accumulate(self, batch: Batch) -> tuple[dict[str, float], list[torch.Tensor]]:
+        """The gradient of one minibatch, summed over micro-batches; parts of the loss, and |engine − trainer|."""
         tokens, sequences = max(int(batch.mask.sum()), 1), len(batch)
-        parts: dict[str, float] = defaultdict(float)
-        for rows in micro_batches(batch.lengths, self.settings.micro_batch_tokens):
-            minibatch = self.look_now(batch.select(rows), tokens, sequences)
+        parts: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.learners.device))
+        differences = []
+        for index in self.micro_batches(batch):
+            minibatch = self.look_now(batch.select(index), tokens, sequences)
             loss, of_loss = self.method.loss(minibatch)
             self.learners.accelerator.backward(loss)
-            for name, value in of_loss.items():
-                parts[name] += float(value.detach())
-        return parts | self.learners.step()
+            mask = minibatch.rows.mask
+            for name, value in {**of_loss, "entropy": masked_sum(minibatch.entropy, mask) / tokens}.items():
+                parts[name] += value.detach()
+            differences.append((minibatch.rows.sampled_logprobs - minibatch.logprobs.detach()).abs()[mask])
+        return {name: float(value) for name, value in parts.items()}, differences
 
     def look_now(self, batch: Batch, tokens: int, sequences: int) -> Minibatch:
         """What the models say about these rows now, with gradients."""
-        rows = pad_rows(batch.prompt_ids, batch.completion_ids, self.learners.device)
+        rows = self.rows(batch)
         logprobs, entropy = completion_logprobs(
-            self.learners.policy, rows, self.settings.temperature, with_entropy=ENTROPY in self.method.needs
+            self.learners.policy, rows, self.settings.temperature, with_entropy=True
         )
+        assert entropy is not None
         outputs = {name: completion_outputs(module, rows) for name, module in self.learners.extra.items()}
         return Minibatch(batch, logprobs, entropy, outputs, tokens, sequences)
 

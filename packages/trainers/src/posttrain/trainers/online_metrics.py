@@ -37,21 +37,22 @@ def sampling_metrics(groups: Sequence[Group], gold_source: str | None) -> dict[s
     }
 
 
-def batch_metrics(batch: Batch) -> dict[str, float]:
-    """Entropy (nats a token), engine against trainer (nats), and with a reference the KL from it.
-
-    `kl` is the mean over completions of Σ_t k1; `kl/k3` the mean over tokens of k3.
-    """
-    difference = (batch.sampled_logprobs - batch.logprobs).abs()
-    metrics = {
-        "entropy": float(masked_mean(batch.entropy, batch.mask)),
-        "engine/mismatch_mean": float(masked_mean(difference, batch.mask)),
-        "engine/mismatch_max": float(difference[batch.mask].max()),
+def kl_metrics(batch: Batch) -> dict[str, float]:
+    """With a reference the KL from it: `kl`, the mean over completions of Σ_t k1, and `kl/k3`, that of k3 a token."""
+    if batch.ref_logprobs is None:
+        return {}
+    return {
+        "kl": float(k1(batch.logprobs, batch.ref_logprobs).sum(dim=1).mean()),
+        "kl/k3": float(masked_mean(k3(batch.logprobs, batch.ref_logprobs), batch.mask)),
     }
-    if batch.ref_logprobs is not None:
-        metrics["kl"] = float(k1(batch.logprobs, batch.ref_logprobs).sum(dim=1).mean())
-        metrics["kl/k3"] = float(masked_mean(k3(batch.logprobs, batch.ref_logprobs), batch.mask))
-    return metrics
+
+
+def mismatch_metrics(differences: Sequence[torch.Tensor]) -> dict[str, float]:
+    """Engine against trainer: mean and largest of |log-probability difference| of tokens, in nats."""
+    every = torch.cat([difference.flatten() for difference in differences])
+    if not len(every):  # a minibatch of truncated completions only, which the rule `mask` leaves out
+        return {"engine/mismatch_mean": 0.0, "engine/mismatch_max": 0.0}
+    return {"engine/mismatch_mean": float(every.mean()), "engine/mismatch_max": float(every.max())}
 
 
 def check_mismatch(metrics: dict[str, float], limit: float, step: int) -> None:

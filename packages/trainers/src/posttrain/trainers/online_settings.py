@@ -45,8 +45,9 @@ class OnlineSettings(Settings):
     minibatches: int = Field(4, ge=1)
     """Optimiser steps a pass. Eight learnt no faster than four on the nano lab (validation, one seed, 8 steps)."""
     micro_batch_tokens: int = Field(2048, ge=1)
-    """Tokens on the device at once, padding included; the result does not depend on it but for rounding. On a CPU small
-    ones stay in its cache: an update at 2,048 took three quarters of the core-seconds of one at 8,192 (nano)."""
+    """Tokens on the device at once, a shared prompt counted once; the result does not depend on it but for rounding. On
+    a CPU small ones stay in its cache: an update at 2,048 took three quarters of the core-seconds of one at 8,192
+    (nano)."""
     lr: float = Field(2e-4, gt=0)
     """Learning rate of the policy (AdamW). The prototype diverged with 1e-3 and was slow with 1e-4."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -67,6 +68,11 @@ class OnlineSettings(Settings):
     """How many of the validation prompts are asked each time."""
     validation_temperature: float = Field(0.0, ge=0)
     """Of sampling in validation; 0 is greedy, as accuracy in the tables is."""
+    old_logprobs: Literal["auto", "sampled", "recomputed"] = "auto"
+    """What the ratio divides by (π_old). `sampled`: the log-probabilities that the engine sampled with. `recomputed`:
+    the trainer's own, a forward pass more; without it the rounding of an engine in bf16 would pass for a change of
+    policy. `auto`: the engine's as long as those of the last step were the trainer's within 1e-4 nats a token on
+    average, as ours are in fp32, so that ratios start at one; the trainer's otherwise, and in the first step."""
     mismatch_limit: float = Field(0.1, gt=0)
     """Mean absolute difference of the engine's and the trainer's log-probabilities, in nats, beyond which the service
     is taken to hold other weights and the run stops."""

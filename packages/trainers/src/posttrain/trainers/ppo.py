@@ -17,12 +17,12 @@ from posttrain.trainers.controllers import AdaptiveKL, FixedKL, KLController
 from posttrain.trainers.critic import Critic
 from posttrain.trainers.kl import k1
 from posttrain.trainers.masked import explained_variance, masked_mean, masked_sum, whiten
-from posttrain.trainers.method import ENTROPY, REF_LOGPROBS, ExtraModule, OnlineMethod
+from posttrain.trainers.method import REF_LOGPROBS, ExtraModule, OnlineMethod
 from posttrain.trainers.online import train_online
 from posttrain.trainers.online_settings import OnlineSettings
 from posttrain.trainers.stage import StageInputs
 
-VERSION = 1
+VERSION = 2
 """Raised when the same settings give other results; part of config_hash."""
 
 
@@ -59,7 +59,7 @@ class PPO(OnlineMethod):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.needs = frozenset({REF_LOGPROBS, ENTROPY} if settings.entropy_coef else {REF_LOGPROBS})
+        self.needs = frozenset({REF_LOGPROBS})
         self._kl: KLController = FixedKL(settings.kl_coef)
         if settings.kl_controller == "adaptive":
             self._kl = AdaptiveKL(settings.kl_coef, settings.kl_target, settings.kl_gain)
@@ -109,7 +109,7 @@ class PPO(OnlineMethod):
             "ratio": mean((minibatch.logprobs - rows.logprobs).exp()),
             "approx_kl": mean(0.5 * (minibatch.logprobs - rows.logprobs) ** 2),
         }
-        if minibatch.entropy is not None:
+        if settings.entropy_coef:
             entropy = mean(minibatch.entropy)
             loss = loss - settings.entropy_coef * entropy
             parts["loss/entropy"] = -entropy

@@ -23,15 +23,22 @@ class Position:
         """Updates done; the weights in training are the policy's version of this number."""
         self.cursor = 0
         """Prompts taken so far."""
+        self.engine_agrees = False
+        """Whether the engine's log-probabilities of the last step were the trainer's."""
         self._method = method
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and the method's state."""
-        return {"step": self.step, "cursor": self.cursor, "method": self._method.state_dict()}
+        return {
+            "step": self.step,
+            "cursor": self.cursor,
+            "engine_agrees": self.engine_agrees,
+            "method": self._method.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes what `state_dict` gave."""
-        self.step, self.cursor = state["step"], state["cursor"]
+        self.step, self.cursor, self.engine_agrees = state["step"], state["cursor"], state["engine_agrees"]
         self._method.load_state_dict(state["method"])
 
 
