@@ -233,6 +233,11 @@ def memory_mib(process: psutil.Process) -> float:
     return sum(member.memory_full_info().uss for member in family) / 2**20
 
 
+def tenths(memory: list[float]) -> list[float]:
+    """The median of each tenth of the time."""
+    return [round(float(np.median(part)), 1) for part in np.array_split(memory, 10) if len(part)]
+
+
 def idle(url: str) -> tuple[bool, dict[str, float]]:
     """Whether nothing runs or waits after at most 20 seconds, and the service's figures then."""
     deadline = time.monotonic() + 20
@@ -309,7 +314,7 @@ def main() -> int:
                 "checked_tokens": load.tokens,
                 "versions": len(load.versions),
                 "generated_tokens": int(figures["posttrain_policy_generated_tokens_total"]),
-                "memory_mib": {"warm": round(warm, 1), "end": round(end, 1), "most": round(max(memory), 1)},
+                "memory_mib": {"warm": round(warm, 1), "end": round(end, 1), "by_tenth": tenths(memory)},
                 "failures": len(load.failures),
                 "first_failures": load.failures[:3],
                 "machine": machine(),
