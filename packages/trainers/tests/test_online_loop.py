@@ -148,6 +148,7 @@ def test_every_number_that_a_reader_needs_is_in_every_row(tmp_path):
     }
     for row in rows[:4]:
         assert names <= row.keys(), names - row.keys()
+    assert [row["step"] for row in rows if "seconds/save" in row] == [2]  # the step after the save
     assert [("validation/gold" in row, "validation/rm" in row) for row in rows] == [
         (True, True),
         (False, False),

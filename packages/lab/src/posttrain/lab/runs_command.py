@@ -64,6 +64,15 @@ def find_runs(root: Path) -> list[Found]:
     return sorted(_found(root), key=lambda found: found.changed)
 
 
+def one_run(root: Path, fingerprint: str) -> Found:
+    """The run whose fingerprint begins so; RequestError for none or several."""
+    matches = [run for run in find_runs(root) if run.fingerprint.startswith(fingerprint[:12])]
+    if len(matches) != 1:
+        what = "no run has" if not matches else f"{len(matches)} runs have"
+        raise RequestError(f"{what} a fingerprint that begins with '{fingerprint}'; see posttrain runs list")
+    return matches[0]
+
+
 def list_runs(runs: RunsFolder = RUNS, as_json: Json = False) -> None:
     """List every run: stage, state, seed, time, size."""
     found = find_runs(runs)
@@ -85,7 +94,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show one run: provenance, last metrics, evaluation."""
-    found = _one(find_runs(runs), fingerprint)
+    found = one_run(runs, fingerprint)
     run = found.run
     lines = run.metrics_path.read_text(encoding="utf-8").splitlines() if run.metrics_path.exists() else []
     shown = found.plain() | {
@@ -169,11 +178,3 @@ def _can_go(found: Found, limit: datetime | None) -> bool:
 def _megabytes(path: Path) -> float:
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
-
-
-def _one(found: list[Found], fingerprint: str) -> Found:
-    matches = [run for run in found if run.fingerprint.startswith(fingerprint[:12])]
-    if len(matches) != 1:
-        what = "no run has" if not matches else f"{len(matches)} runs have"
-        raise RequestError(f"{what} a fingerprint that begins with '{fingerprint}'; see posttrain runs list")
-    return matches[0]

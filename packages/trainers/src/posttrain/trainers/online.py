@@ -74,9 +74,10 @@ class OnlineLoop:
 
     def train(self) -> dict[str, Any]:
         """Runs the steps that are left, writes the checkpoint and returns the summary for provenance."""
+        phases = Phases()
         with Progress(self.settings.steps, "training") as progress:
             while self.position.step < self.settings.steps:
-                step, phases = self.position.step, Phases()
+                step = self.position.step
                 metrics = self.validate(phases)
                 groups, sampled = self.sample(phases)
                 metrics |= sampled
@@ -90,8 +91,11 @@ class OnlineLoop:
                 with phases("push"):
                     self.policy.push(self.position.step)
                 self.log.log(step, **metrics, **self.cost(phases, groups, metrics))
+                # What is saved begins after this row, so the seconds of a save stand in the next one.
+                phases = Phases()
                 if self.position.step % self.settings.save_every == 0 and self.position.step < self.settings.steps:
-                    save_state(self.learners.accelerator, self.inputs.run.state, self.position.step)
+                    with phases("save"):
+                        save_state(self.learners.accelerator, self.inputs.run.state, self.position.step)
                 progress.advance(self.position.step, reward=metrics["reward/mean"], kl=metrics.get("kl", 0.0))
         if self.settings.validate_every:
             self.log.log(self.position.step, **self.validate(Phases(), last=True))

@@ -1,0 +1,109 @@
+"""`posttrain profile RUN`: where the seconds of a run's steps went, phase by phase, from its metrics.jsonl.
+
+Only reads, also while the run goes on. Knows no method: every `seconds/<phase>` that a step logged is a phase.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from posttrain.core.errors import RequestError
+from posttrain.core.metrics import MetricsLog
+from posttrain.lab.runs_command import RUNS, Json, RunsFolder, one_run
+
+PHASE = "seconds/"
+TOKENS = {"generation": "tokens_generated", "update": "tokens_trained"}
+"""What a phase works on, by the name under which a step logs it."""
+
+
+def profile(
+    run: Annotated[str, typer.Argument(help="A run's directory, its fingerprint, or the beginning of that.")],
+    runs: RunsFolder = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Show where the seconds of a run's steps went."""
+    directory = Path(run) if Path(run).is_dir() else one_run(runs, run).run.path
+    found = profile_of(read_steps(directory))
+    if as_json:
+        print(json.dumps({"run": str(directory), **found}))
+    else:
+        _print(directory, found)
+
+
+def read_steps(directory: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl that are steps with phases; RequestError, saying what is there, for none."""
+    path = directory / "metrics.jsonl"
+    rows = MetricsLog(path).rows()
+    if not rows:
+        raise RequestError(
+            f"{path} {'is empty' if path.exists() else 'does not exist'}: the run has logged no step yet"
+        )
+    steps = [row for row in rows if any(name.startswith(PHASE) for name in row)]
+    if not steps:
+        rate = rows[-1].get("tokens_per_second")
+        known = f" (its last line says {rate:,.0f} tokens/s)" if rate else ""
+        raise RequestError(f"{path} times no phases{known}: only methods that sample while they train, as ppo, do")
+    return steps
+
+
+def profile_of(steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """By phase, costliest first: its steps, seconds of the first, the median and the last of them, their sum, the share
+    of all seconds and, where it works on tokens, tokens a second; and the same of whole steps.
+
+    A phase that not every step has (validation, save) counts the steps that have it, its share those of all.
+    """
+    names = dict.fromkeys(name for row in steps for name in row if name.startswith(PHASE))
+    whole = [sum(row.get(name) or 0.0 for name in names) for row in steps]
+    phases = []
+    for name in names:
+        phase = name.removeprefix(PHASE)
+        having = [row for row in steps if row.get(name) is not None]
+        seconds = [row[name] for row in having]
+        entry = {"phase": phase, **_summary(seconds), "share": sum(seconds) / sum(whole) if sum(whole) else 0.0}
+        tokens = sum(row.get(TOKENS.get(phase, "")) or 0.0 for row in having)
+        if tokens and sum(seconds):
+            entry["tokens_per_second"] = tokens / sum(seconds)
+        phases.append(entry)
+    return {
+        "steps": len(steps),
+        "first_step": steps[0]["step"],
+        "last_step": steps[-1]["step"],
+        "phases": sorted(phases, key=lambda entry: -entry["seconds"]),
+        "whole": _summary(whole),
+    }
+
+
+def _summary(seconds: Sequence[float]) -> dict[str, Any]:
+    return {
+        "steps": len(seconds),
+        "first": seconds[0],
+        "median": median(seconds),
+        "last": seconds[-1],
+        "seconds": sum(seconds),
+    }
+
+
+def _print(directory: Path, found: dict[str, Any]) -> None:
+    table = Table("phase", *("median s", "share", "first s", "last s", "in all s", "steps", "tokens/s"), box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for entry in [*found["phases"], {"phase": "whole step", "share": 1.0, **found["whole"]}]:
+        rate = entry.get("tokens_per_second")
+        table.add_row(
+            entry["phase"],
+            f"{entry['median']:.3f}",
+            f"{entry['share']:.1%}",
+            f"{entry['first']:.3f}",
+            f"{entry['last']:.3f}",
+            f"{entry['seconds']:.1f}",
+            str(entry["steps"]),
+            f"{rate:,.0f}" if rate else "",
+        )
+    Console().print(f"{directory}: steps {found['first_step']} to {found['last_step']}", highlight=False)
+    Console().print(table)
