@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from posttrain.core import asgi
-from posttrain.core.asgi import ResponseTimeout, ServiceMiddleware
+from posttrain.core.asgi import ResponseTimeout, ServiceMiddleware, seeing_only
 
 
 async def echo(scope, receive, send):
@@ -198,3 +198,30 @@ def test_no_timer_outlives_its_request():
         return sum(not timer.cancelled() for timer in asyncio.get_running_loop()._scheduled)
 
     assert asyncio.run(go()) < 5
+
+
+def test_a_middleware_that_counts_paths_sees_known_ones_and_the_application_sees_all():
+    counted, reached = [], []
+
+    class Counting:
+        def __init__(self, app, namespace):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            counted.append(scope["path"])
+            await self.app(scope, receive, send)
+
+    async def application(scope, receive, send):
+        reached.append(scope["path"])
+        await echo(scope, receive, send)
+
+    async def go():
+        app = seeing_only(Counting, ["/v1/models", "/v1/models/", "/metrics"])(application, namespace="x")
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            for path in paths:
+                await client.get(path)
+
+    paths = ["/v1/models", "/v1/models/policy@1", "/v1/models/policy@2", "/metrics", "/made/up", "/metricsx"]
+    asyncio.run(go())
+    assert reached == paths
+    assert counted == ["/v1/models", "/v1/models/", "/v1/models/", "/metrics", "other", "other"]

@@ -135,7 +135,21 @@ def test_metrics_show_tokens_and_version(server, client):
     lines = [line.split(" ") for line in text.splitlines() if line.startswith("posttrain_policy_")]
     values = {line[0]: float(line[1]) for line in lines}
     assert values["posttrain_policy_generated_tokens_total"] > 0
-    assert "posttrain_policy_weights_version" in values
+    for name in ("queue", "first_token", "output_token"):
+        assert values[f"posttrain_policy_{name}_seconds_count"] > 0
+    assert values["posttrain_policy_slots"] == 256
+    assert {"posttrain_policy_weights_version", "posttrain_policy_running_sequences"} <= set(values)
+
+
+def test_metrics_hold_no_path_that_a_client_made_up(server):
+    for number in range(3):
+        httpx.get(f"{server.url}/v1/models/policy@77{number}")
+        httpx.get(f"{server.url}/zebra{number}")
+    text = httpx.get(server.url + "/metrics").text
+    assert 'endpoint="/v1/models/"' in text
+    assert 'endpoint="other"' in text
+    assert "zebra" not in text
+    assert "policy@77" not in text
 
 
 def test_nothing_of_a_prompt_is_logged(server):

@@ -11,7 +11,7 @@ import ipaddress
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from typing import Any
 
 from posttrain.core.wire import CONTRACT, CONTRACT_HEADER, DEADLINE_EXCEEDED, error_body
@@ -113,6 +113,30 @@ class ResponseTimeout:
             if not timer.expired():
                 raise
             await _respond(_with_contract(send), 504, f"no answer within {self.timeout:.0f} seconds", DEADLINE_EXCEEDED)
+
+
+def seeing_only(middleware: type, names: Collection[str]) -> type:
+    """A class like `middleware` that sees of a request's path which of `names` it is, or "other".
+
+    A name that ends in "/" stands for all that it begins. For BentoML's metrics, whose labels hold the path itself:
+    every version pushed and every path that somebody makes up would stay in memory for good.
+    """
+
+    class Seeing(middleware):
+        def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], **options: Any) -> None:
+            async def restored(scope: Scope, receive: Receive, send: Send) -> None:
+                await app({**scope, "path": scope.get("posttrain.path", scope.get("path"))}, receive, send)
+
+            super().__init__(restored, **options)
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http":
+                path = scope["path"]
+                known = [name for name in names if path == name or (name.endswith("/") and path.startswith(name))]
+                scope = {**scope, "path": max(known, key=len, default="other"), "posttrain.path": path}
+            await super().__call__(scope, receive, send)
+
+    return Seeing
 
 
 class _Budget:

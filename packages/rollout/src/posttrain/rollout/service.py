@@ -10,15 +10,25 @@ import os
 from typing import Any
 
 import bentoml
-from bentoml._internal.server.http import traffic
+from bentoml._internal.server.http import instruments, traffic
 
-from posttrain.core.asgi import MIB, ResponseTimeout, ServiceMiddleware
+from posttrain.core.asgi import MIB, OPEN_PATHS, ResponseTimeout, ServiceMiddleware, seeing_only
 from posttrain.core.process import die_with_parent
 from posttrain.rollout.settings import ENVIRONMENT, PolicyServiceSettings, from_environment
 
 # BentoML's own leaves a timer behind for every request until it fires, with all that it holds, and answers in a form of
 # its own.
 traffic.TimeoutMiddleware = ResponseTimeout
+PATHS = {
+    *OPEN_PATHS,
+    "/metrics",
+    "/openapi.json",
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/models",
+    "/v1/models/",
+}
+instruments.RunnerTrafficMetricsMiddleware = seeing_only(instruments.RunnerTrafficMetricsMiddleware, PATHS)
 
 
 def _settings() -> PolicyServiceSettings:
