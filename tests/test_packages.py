@@ -36,9 +36,12 @@ SHIPPED = {
 USED_WITHOUT_IMPORT = {
     ("data", "jinja2"): "transformers renders chat templates with it",
     ("lab", "posttrain-llm-judge"): "an installed lab offers the whole command",
-    ("lab", "posttrain-rollout"): "started as another process: posttrain serve policy",
 }
 """Dependencies that no file imports, and why they are declared all the same."""
+IMPORTED_WITHOUT_DECLARATION = {
+    ("rollout", "vllm"): "engine vllm runs in an environment of its own (constraints-vllm.txt), whose pins differ",
+}
+"""Modules that a package imports inside functions from an environment that its declaration cannot describe, and why."""
 
 
 def module_folder(folder: str) -> str:
@@ -121,7 +124,9 @@ def test_wheel_holds_its_code_and_its_data_and_no_tests(wheels, folder):
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_package_imports_only_what_it_declares(wheels, folder):
     declared = {canonicalize_name(requirement.name) for requirement in requirements(wheels[folder])}
-    undeclared = {module: names for module, names in imports_of(wheels[folder]).items() if not names & declared}
+    excused = {module for owner, module in IMPORTED_WITHOUT_DECLARATION if owner == folder}
+    imported = {m: names for m, names in imports_of(wheels[folder]).items() if m.partition(".")[0] not in excused}
+    undeclared = {module: names for module, names in imported.items() if not names & declared}
     assert not undeclared, f"posttrain-{folder} imports what its pyproject.toml does not declare"
 
 
