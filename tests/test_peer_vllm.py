@@ -310,10 +310,11 @@ def test_a_stock_server_takes_full_weights_and_answers_by_them(stock, untied):
     assert sum(len({tuple(c.token_ids) for c in group}) for group in completions) > len(prompts)
 
 
-def test_a_stock_server_loads_adapters_by_name(stock, untied):
+def random_adapter(folder: Path) -> tuple[torch.nn.Module, bytes]:
+    """A model with a LoRA adapter, and the adapter's file as it is pushed."""
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
-    adapted = get_peft_model(load(untied), LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "down_proj"]))
+    adapted = get_peft_model(load(folder), LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "down_proj"]))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
@@ -321,11 +322,25 @@ def test_a_stock_server_loads_adapters_by_name(stock, untied):
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     config = adapted.peft_config["default"].to_dict() | {"target_modules": ["q_proj", "down_proj"]}
     state = {name: tensor.contiguous() for name, tensor in get_peft_model_state_dict(adapted).items()}
+    return adapted.eval(), save(state, {"adapter_config.json": json.dumps(config, default=str)})
+
+
+def test_the_service_over_vllm_takes_an_adapter(service):
+    adapted, file = random_adapter(BASE)
+    with closing(PolicyClient(service)) as client:
+        version = client.models()["data"][0]["version"] + 1
+        client.push(version, file)
+        completions = client.complete(tokens(), version=version, max_tokens=24, seed=5)
+    assert largest_gap(adapted, tokens(), completions) < TOLERANCE
+
+
+def test_a_stock_server_loads_adapters_by_name(stock, untied):
+    adapted, file = random_adapter(untied)
     with closing(connect_policy(stock)) as client:
         client.push(7, weights_file(load(untied)))
-        client.push(8, save(state, {"adapter_config.json": json.dumps(config, default=str)}))
+        client.push(8, file)
         completions = client.complete(tokens(), version=8, max_tokens=24, seed=5)
-    assert largest_gap(adapted.eval(), tokens(), completions) < TOLERANCE
+    assert largest_gap(adapted, tokens(), completions) < TOLERANCE
 
 
 def test_a_tied_head_on_the_stock_cpu_build_is_refused_in_one_line(stock):

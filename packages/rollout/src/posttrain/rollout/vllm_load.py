@@ -49,7 +49,7 @@ def load_vllm_engine(
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    model = _shell(checkpoint)
+    model = _shell(checkpoint, torch.float32 if on_cpu else None)
     options: dict[str, Any] = {"gpu_memory_utilization": settings.memory_share}
     if on_cpu:
         options = {
@@ -75,12 +75,12 @@ def load_vllm_engine(
     return VllmEngine(llm, model, {*eos_ids, *generation_eos_ids(model)}, max_batch, digest, settings.sleep)
 
 
-def _shell(checkpoint: str | Path) -> PreTrainedModel:
-    """The checkpoint's model without storage: names, shapes and end tokens."""
+def _shell(checkpoint: str | Path, dtype: torch.dtype | None) -> PreTrainedModel:
+    """The checkpoint's model without storage: names, shapes, end tokens, and `dtype` or its config's."""
     try:
         config = AutoConfig.from_pretrained(checkpoint)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, **({"dtype": dtype} if dtype else {}))
     except (OSError, ValueError) as error:
         raise RequestError(f"{checkpoint} is not a causal language model: {str(error).splitlines()[0]}") from None
     try:
