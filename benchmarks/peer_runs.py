@@ -40,6 +40,12 @@ KNOWN = (
     Peer("policy_endpoint", ("--sequences", "8", "--new", "8", "--rounds", "2")),
     Peer("http_overhead", ("--requests", "5", "--rounds", "2"), "uvicorn", "make setup"),
     Peer("reward_batch", ("--items", "64", "--rounds", "2")),
+    Peer(
+        "trl_grpo",
+        ("--prompts", "4", "--samples", "2", "--new", "8", "--demonstrations", "64", "--rounds", "1"),
+        needs="trl",
+        install="make setup",
+    ),
     Peer("lm_eval", ("--limit", "8", "--rounds", "1"), "lm_eval", "make setup"),
     Peer(
         "vllm_cpu",

@@ -1,0 +1,188 @@
+"""One step of our PPO beside one GRPO step of stock TRL, from the same checkpoint and prompts.
+
+Equal: the checkpoint, the prompts (each step samples all of them), samples a prompt, longest completion, temperature 1,
+epochs (one), minibatches, optimiser (AdamW), fp32, threads at most. The learning rates are so small that both go on
+sampling completions of the lengths that they began with; the mean lengths are in the record.
+
+Not equal, and in the peer's favour: ours has a second model, the critic, to read and to train, reads a reference for
+the KL penalty (TRL's default has none), asks a reward model in another process where TRL calls a Python function, and
+sends prompts, completions and weights over HTTP, where TRL samples with transformers `generate` in its own process; and
+the peer has the faster of one and all threads. In ours: each prompt is computed once for its samples, which GRPO in TRL
+does not do. TRL's own default trades time for memory (gradient checkpointing); it stands beside as `TRL's defaults`,
+and the ratio is taken to the faster one without. It ends with one JSON object.
+
+    python -m benchmarks.peers.trl_grpo [--prompts 32] [--samples 8] [--minibatches 2] [--new 64] [--rounds 7]
+"""
+
+import argparse
+import os
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import TrainerCallback, TrainingArguments
+from trl import GRPOConfig, GRPOTrainer
+
+from benchmarks.ppo_steps import completion_length, phase_seconds, ppo_steps
+from benchmarks.side_by_side import alternate, report, seconds
+from benchmarks.turns import Turns
+from benchmarks.workloads import random_reward_model
+from posttrain.core.runs import RunDirectory
+from posttrain.data import nano
+from posttrain.data.chat import load_tokenizer
+from posttrain.data.sources import Source, load_prompts
+from posttrain.trainers import ppo, sft
+from posttrain.trainers.models import load_policy
+from posttrain.trainers.quiet import quiet
+from posttrain.trainers.stage import StageInputs
+
+LR = 1e-7
+"""Too small to change what is sampled, and every operation is done all the same."""
+
+
+def main() -> None:
+    """Prints steps a second of all sides and our ratio to TRL's faster one."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, help="an SFT checkpoint; default: the nano base learns the format")
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--minibatches", type=int, default=2)
+    parser.add_argument("--new", type=int, default=64, help="longest completion in tokens")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--demonstrations", type=int, default=2000, help="that the base learns the format from")
+    wish = parser.parse_args()
+
+    torch.set_num_threads(wish.threads)
+    source = Source(path="nano", rows=wish.prompts)
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        checkpoint = wish.checkpoint or short_sft(folder / "sft", wish.demonstrations)
+        settings = ppo.Settings(
+            steps=10_000,
+            prompts_per_step=wish.prompts,
+            samples_per_prompt=wish.samples,
+            minibatches=wish.minibatches,
+            max_new_tokens=wish.new,
+            lr=LR,
+            critic_lr=LR,
+            gold_source=None,
+            save_every=10_000,
+        )
+        ours, metrics = stack.enter_context(
+            ppo_steps(settings, checkpoint, random_reward_model(folder / "rm"), source, folder, wish.threads)
+        )
+        peer_threads = fastest(wish, checkpoint, folder)
+        peers = {side: stack.enter_context(Turns(peer_threads)) for side in ("TRL GRPO", "TRL's defaults")}
+        trainers = {
+            side: grpo_steps(turns, wish, checkpoint, folder, {} if side == "TRL's defaults" else FASTER)
+            for side, turns in peers.items()
+        }
+        rates = alternate({"our PPO": ours, **peers}, wish.rounds)
+        lengths = {"our PPO": completion_length(metrics)} | {s: mean_length(t) for s, t in trainers.items()}
+        phases = phase_seconds(metrics)
+    report(
+        "trl_grpo",
+        rates,
+        "TRL GRPO",
+        "steps/s",
+        prompts=wish.prompts,
+        samples=wish.samples,
+        minibatches=wish.minibatches,
+        new=wish.new,
+        threads=wish.threads,
+        peer_threads=peer_threads,
+        completion_length={side: round(length, 1) for side, length in lengths.items()},
+        our_phases=phases,
+    )
+
+
+FASTER: dict[str, Any] = {"gradient_checkpointing": False}
+
+
+def short_sft(folder: Path, demonstrations: int) -> Path:
+    """The nano base after one pass over some demonstrations: it answers in the chat format and ends its answers."""
+    run = RunDirectory(folder)
+    settings = sft.Settings(epochs=1, eval_every=10_000, save_every=10_000)
+    sft.train(settings, StageInputs(run, 0, nano.BASE, source=Source(path="nano", rows=demonstrations)))
+    return run.checkpoint
+
+
+def grpo_steps(
+    turns: Turns, wish: argparse.Namespace, checkpoint: Path, folder: Path, changes: dict[str, Any]
+) -> GRPOTrainer:
+    """Starts TRL's GRPOTrainer with its defaults but for `changes` and what the docstring above calls equal.
+
+    Each turn samples for all prompts once and makes one optimiser step a minibatch.
+    """
+    rows = load_prompts(Source(path="nano", rows=wish.prompts), seed=0)
+    with quiet():
+        trainer = GRPOTrainer(
+            model=load_policy(checkpoint),
+            args=GRPOConfig(
+                output_dir=str(folder / "trl"),
+                max_steps=1_000_000,
+                num_generations=wish.samples,
+                per_device_train_batch_size=wish.prompts * wish.samples // wish.minibatches,
+                gradient_accumulation_steps=1,
+                steps_per_generation=wish.minibatches,
+                max_completion_length=wish.new,
+                learning_rate=LR,
+                use_cpu=True,
+                bf16=False,
+                logging_steps=wish.minibatches,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                **changes,
+            ),
+            train_dataset=datasets.Dataset.from_list([{"prompt": row["prompt"]} for row in rows]),
+            processing_class=load_tokenizer(checkpoint),
+            reward_funcs=[lambda completions, **_: [float(len(c[0]["content"]) % 7) for c in completions]],
+            callbacks=[_Waits(turns, wish.minibatches)],
+        )
+    trainer.pop_callback(_printer(trainer))
+    turns.start(trainer.train)
+    return trainer
+
+
+class _Waits(TrainerCallback):
+    """Waits before each sampling, which TRL does in the first training step of a turn."""
+
+    def __init__(self, turns: Turns, minibatches: int) -> None:
+        self.turns, self.minibatches = turns, minibatches
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        self.turns.wait()
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % self.minibatches == 0:
+            self.turns.wait()
+
+
+def _printer(trainer: GRPOTrainer) -> Any:
+    return next(c for c in trainer.callback_handler.callbacks if type(c).__name__ == "PrinterCallback")
+
+
+def mean_length(trainer: GRPOTrainer) -> float:
+    """Mean tokens of a completion over all steps."""
+    lengths = [row["completions/mean_length"] for row in trainer.state.log_history if "completions/mean_length" in row]
+    return sum(lengths) / len(lengths)
+
+
+def fastest(wish: argparse.Namespace, checkpoint: Path, folder: Path) -> int:
+    """The number of threads, one or all, with which TRL's step is faster."""
+    spent = {}
+    for threads in dict.fromkeys((1, wish.threads)):
+        with Turns(threads) as turns:
+            grpo_steps(turns, wish, checkpoint, folder, FASTER)
+            turns()
+            spent[threads] = min(seconds(turns) for _ in range(2))
+    return min(spent, key=lambda threads: spent[threads])
+
+
+if __name__ == "__main__":
+    main()
