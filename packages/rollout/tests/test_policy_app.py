@@ -68,6 +68,14 @@ def test_seed_repeats_and_no_seed_does_not(client):
     assert texts() != texts()
 
 
+def test_texts_of_tokens_can_be_left_out_of_logprobs(client):
+    wish = {"prompt": "hello world", "max_tokens": 6, "logprobs": 0, "seed": 3, "return_token_ids": True}
+    full, short = (client.complete(**wish, **more).json()["choices"][0] for more in ({}, {"return_tokens": False}))
+    assert full["logprobs"].pop("tokens") and full["logprobs"].pop("text_offset")[0] == 0
+    assert short["logprobs"].pop("tokens") is short["logprobs"].pop("text_offset") is None
+    assert short == full
+
+
 def test_echo_gives_the_prompts_logprobs_as_lm_eval_reads_them(client, policy, tokenizer):
     answer = client.complete(
         prompt="hello world, four", max_tokens=1, temperature=0, logprobs=1, echo=True, seed=1

@@ -212,7 +212,14 @@ class PolicyClient(_Service):
         return self._complete(
             model,
             prompts,
-            {"n": n, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed},
+            {
+                "n": n,
+                "max_tokens": max_tokens,
+                "temperature": temperature,
+                "top_p": top_p,
+                "seed": seed,
+                "return_tokens": False,  # the ids say it
+            },
             exact=version is not None,
         )
 

@@ -76,12 +76,17 @@ def _watched(policy: Policy, samples: list[Sample]) -> list[Sample]:
 
 
 def _body(policy: Policy, request: AnyRequest, job: Job, head: dict[str, Any]) -> bytes:
-    make = chat_choice if isinstance(request, ChatRequest) else completion_choice
-    token_text = policy.token_texts.__getitem__ if request.wants_logprobs else None
-    token_ids = bool(request.return_token_ids)
+    shown: dict[str, Any] = {
+        "token_text": policy.token_texts.__getitem__,
+        "logprobs": request.wants_logprobs,
+        "token_ids": bool(request.return_token_ids),
+    }
+    make: Callable[..., dict[str, Any]] = chat_choice
+    if isinstance(request, CompletionRequest):
+        make, shown["tokens"] = completion_choice, request.return_tokens
     texts = sample_texts(policy.tokenizer, job.samples)
     choices = [
-        make(policy.tokenizer, sample, index, text, token_text=token_text, token_ids=token_ids)
+        make(policy.tokenizer, sample, index, text, **shown)
         for index, (sample, text) in enumerate(zip(job.samples, texts, strict=True))
     ]
     answer: dict[str, Any] = {
@@ -90,7 +95,7 @@ def _body(policy: Policy, request: AnyRequest, job: Job, head: dict[str, Any]) -
         "choices": choices,
         "usage": usage(job.samples, request.n or 1),
     }
-    if isinstance(request, ChatRequest) and token_ids:
+    if isinstance(request, ChatRequest) and request.return_token_ids:
         answer["prompt_token_ids"] = job.samples[0].prompt
     return orjson.dumps(answer)
 

@@ -154,6 +154,8 @@ class CompletionRequest(GenerationRequest):
     """Text, texts, token ids, or lists of token ids."""
     logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOGPROBS)] | None = None
     """Report log-probabilities: of the sampled tokens, and of this many most probable ones beside them."""
+    return_tokens: bool = True
+    """False leaves `tokens` and `text_offset` of the log-probabilities null, for who asks for token ids instead."""
     echo: bool | None = None
 
     @property

@@ -55,25 +55,27 @@ def completion_choice(
     index: int,
     text: str,
     *,
-    token_text: TokenText | None,
+    token_text: TokenText,
+    logprobs: bool,
+    tokens: bool = True,
     token_ids: bool,
 ) -> dict[str, Any]:
     """One choice of `/v1/completions`; with `echo` the prompt comes first, in text and in log-probabilities.
 
-    Log-probabilities are told when `token_text`, which shows their tokens, is given.
+    `tokens`: whether log-probabilities show their tokens' texts, by `token_text`.
     """
     echo = sample.sampling.echo
     if echo:
         text = decode(tokenizer, sample.prompt) + text
     choice: dict[str, Any] = {"index": index, "text": text, "logprobs": None, "finish_reason": sample.finish_reason}
-    if token_text is not None:
+    if logprobs:
         ids, values, tops = sample.token_ids, sample.logprobs, sample.top_logprobs
         if echo and sample.prompt_logprobs is not None:
             ids = [*sample.prompt, *ids]
             # Nothing predicts the first token of a prompt.
             values = [None, *sample.prompt_logprobs.logprobs, *values]  # type: ignore[list-item]
             tops = [None, *sample.prompt_logprobs.top, *tops] if sample.sampling.top_logprobs else []  # type: ignore[list-item]
-        choice["logprobs"] = completion_logprobs(token_text, ids, values, tops)
+        choice["logprobs"] = completion_logprobs(token_text, ids, values, tops, tokens=tokens)
     if token_ids:
         choice["prompt_token_ids"] = sample.prompt
         choice["token_ids"] = sample.token_ids
@@ -86,10 +88,12 @@ def completion_logprobs(
     values: Sequence[float | None],
     tops: Sequence[TopLogprobs | None],
     offset: int = 0,
+    tokens: bool = True,
 ) -> dict[str, Any]:
-    """The completions form: parallel lists. `offset` is where the first token's text begins."""
-    tokens = list(map(token_text, ids))
-    offsets = list(accumulate(map(len, tokens[:-1]), initial=offset)) if tokens else []
+    """The completions form: parallel lists; null for texts and where they begin, from `offset` on, without `tokens`."""
+    texts = [token_text(token) for token in ids] if tokens else None
+    # Each begins where those before it end, the first at `offset`.
+    offsets = [*accumulate((len(text) for text in texts), initial=offset)][:-1] if texts is not None else None
     shown = (
         [
             None if top is None else _named(token_text, [*top, (token, value)])  # type: ignore[list-item]
@@ -98,7 +102,7 @@ def completion_logprobs(
         if tops
         else None
     )
-    return {"tokens": tokens, "token_logprobs": values, "top_logprobs": shown, "text_offset": offsets}
+    return {"tokens": texts, "token_logprobs": values, "top_logprobs": shown, "text_offset": offsets}
 
 
 def _named(token_text: TokenText, pairs: TopLogprobs) -> dict[str, float]:
@@ -128,13 +132,14 @@ def chat_choice(
     index: int,
     text: str,
     *,
-    token_text: TokenText | None,
+    token_text: TokenText,
+    logprobs: bool,
     token_ids: bool,
 ) -> dict[str, Any]:
-    """One choice of `/v1/chat/completions`; `token_text` as for `completion_choice`."""
+    """One choice of `/v1/chat/completions`."""
     message = {"role": "assistant", "content": text, "refusal": None}
     choice: dict[str, Any] = {"index": index, "message": message, "logprobs": None}
-    if token_text is not None:
+    if logprobs:
         choice["logprobs"] = chat_logprobs(token_text, sample.token_ids, sample.logprobs, sample.top_logprobs)
     choice["finish_reason"] = sample.finish_reason
     if token_ids:

@@ -114,7 +114,8 @@ class _Stream:
             if self.request.wants_logprobs and not ended:
                 offset = self._offsets[piece.index]
                 self._offsets[piece.index] += len(token_text(piece.token_id))
-                choice["logprobs"] = completion_logprobs(token_text, ids, values, tops, offset)
+                tokens = self.request.return_tokens
+                choice["logprobs"] = completion_logprobs(token_text, ids, values, tops, offset, tokens=tokens)
         if self.request.return_token_ids and not ended:
             choice["token_ids"] = ids
         return choice
