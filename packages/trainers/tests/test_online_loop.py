@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +14,15 @@ import safetensors.torch
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from online_fakes import FakePolicy, StubbornPolicy, rows_without_times, tiny_inputs, tiny_model, tiny_settings
+from online_fakes import (
+    FakePolicy,
+    FakeReward,
+    StubbornPolicy,
+    rows_without_times,
+    tiny_inputs,
+    tiny_model,
+    tiny_settings,
+)
 
 from posttrain.core.errors import RequestError, WorkError
 from posttrain.trainers import ppo
@@ -372,6 +381,62 @@ def test_old_logprobs_are_of_the_weights_that_sampled(tmp_path):
     inputs = tiny_inputs(tmp_path)
     ppo.train(tiny_settings(), inputs)
     assert max(row["engine/mismatch_max"] for row in rows_without_times(inputs.run)) < 1e-4
+
+
+class OneAfterAnother(FakePolicy):
+    """Answers a request when the completions of all those before it have been scored."""
+
+    def __init__(self, checkpoint, reward):
+        super().__init__(checkpoint)
+        self.reward, self.lock = reward, threading.Lock()
+
+    def complete(self, prompts, **arguments):
+        with self.lock:
+            before = len(self.asked)
+            answers = super().complete(prompts, **arguments)
+        deadline = time.monotonic() + 30
+        while len(self.reward.asked) < before:
+            assert time.monotonic() < deadline, "nothing is scored while others are generated"
+            time.sleep(0.001)
+        return answers
+
+
+def test_completions_are_scored_while_others_are_generated_and_nothing_depends_on_the_order(tmp_path):
+    settings = tiny_settings(overlap_scoring=True, samples_per_prompt=2, steps=2)
+    calm = tiny_inputs(tmp_path, "calm")
+    ppo.train(settings, calm)
+    reward = FakeReward()
+    ordered = tiny_inputs(tmp_path, "ordered", policy=OneAfterAnother(calm.start, reward), reward=reward)
+    ppo.train(settings, ordered)
+    assert [len(items) for _, items in reward.asked] == [2] * 8
+    assert rows_without_times(calm.run) == rows_without_times(ordered.run)
+    assert same_bits(calm.run, ordered.run)
+
+
+class ForgettingOnce(FakePolicy):
+    """Is back at its first weights when the second rollout's requests come."""
+
+    def complete(self, prompts, **arguments):
+        if len(self.asked) == 4:
+            self.version = 0
+        return super().complete(prompts, **arguments)
+
+
+def test_weights_that_all_requests_miss_are_pushed_once(tmp_path):
+    inputs = tiny_inputs(tmp_path)
+    inputs = dataclasses.replace(inputs, policy=ForgettingOnce(inputs.start))
+    summary = ppo.train(tiny_settings(overlap_scoring=True), inputs)
+    assert summary["repeated_pushes"] == 1
+
+
+def test_a_request_that_fails_ends_the_rollout(tmp_path):
+    class Failing(FakePolicy):
+        def complete(self, prompts, **arguments):
+            raise WorkError("out of memory")
+
+    inputs = tiny_inputs(tmp_path)
+    with pytest.raises(WorkError, match="out of memory"):
+        ppo.train(tiny_settings(overlap_scoring=True), dataclasses.replace(inputs, policy=Failing(inputs.start)))
 
 
 class RoughPolicy(FakePolicy):

@@ -25,8 +25,9 @@ from posttrain.trainers.online_metrics import check_mismatch, kl_metrics, mismat
 from posttrain.trainers.online_settings import OnlineSettings
 from posttrain.trainers.phases import Phases
 from posttrain.trainers.quiet import quiet
-from posttrain.trainers.rewards import score_completions, terminal_rewards, weighted_sum
+from posttrain.trainers.rewards import terminal_rewards, weighted_sum
 from posttrain.trainers.rollouts import RenderedPrompt, VersionedPolicy, take_prompts
+from posttrain.trainers.scored_rollouts import ScoredRollout, ScoredRollouts
 from posttrain.trainers.stage import StageInputs
 from posttrain.trainers.state import Position, load_state, save_state
 from posttrain.trainers.validation import validate
@@ -58,6 +59,7 @@ class OnlineLoop:
         self.learners.accelerator.register_for_checkpointing(self.position)
         load_state(self.learners.accelerator, inputs.run.state)
         self.policy = VersionedPolicy(policy, self.learners.policy_weights, self.position.step)
+        self.rollouts = ScoredRollouts(self.policy, self.reward, self.sources, settings)
         self.log = MetricsLog(inputs.run.metrics_path, inputs.trackers, inputs.run.path.name)
         self.log.truncate(after_step=self.position.step - 1)
 
@@ -113,28 +115,18 @@ class OnlineLoop:
                 break
             prompts = take_prompts(self.prompts, self.position.cursor, wanted, self.inputs.seed)
             self.position.cursor += wanted
-            with phases("generation"):
-                completions = self.policy.complete(
-                    [prompt.ids for prompt in prompts],
-                    step,
-                    n=settings.samples_per_prompt,
-                    max_tokens=settings.max_new_tokens,
-                    temperature=settings.temperature,
-                    seed=derive_seed(self.inputs.seed, "rollout", step, attempt),
-                )
-            with phases("reward"):
-                groups = self.score(prompts, completions)
+            seed = derive_seed(self.inputs.seed, "rollout", step, attempt)
+            groups = self.reward_groups(prompts, self.rollouts.take(prompts, step, seed, phases))
             sampled += groups
             accepted += [group for group in groups if self.method.accept(group)]
         metrics = sampling_metrics(sampled, settings.gold_source)
         return accepted, metrics | {"groups_refused": float(len(sampled) - len(accepted))}
 
-    def score(self, prompts: Sequence[RenderedPrompt], completions: Sequence[Sequence[Any]]) -> list[Group]:
-        """Rewards of all completions in one request, by prompt."""
+    def reward_groups(self, prompts: Sequence[RenderedPrompt], rollout: ScoredRollout) -> list[Group]:
+        """Completions and their rewards by prompt."""
         settings, n = self.settings, self.settings.samples_per_prompt
-        flat = [completion for choices in completions for completion in choices]
-        scores = score_completions(self.reward, self.sources, [p.prompt for p in prompts for _ in range(n)], flat)
-        finished = torch.tensor([completion.finish_reason == "stop" for completion in flat])
+        completions, scores = rollout
+        finished = torch.tensor([c.finish_reason == "stop" for choices in completions for c in choices])
         rewards = terminal_rewards(
             weighted_sum(scores, settings.rewards), finished, settings.truncation, settings.truncation_reward
         )

@@ -40,6 +40,9 @@ class OnlineSettings(Settings):
     filtering)."""
     truncation_reward: float = 0.0
     """For the rule `penalty`, and for `lowest` when nothing finished."""
+    overlap_scoring: bool = False
+    """Ask for each prompt in a request of its own, and score its completions while the others are generated. Worth it
+    where completions end seconds apart; on the nano lab a request costs more than there is to hide."""
     epochs: int = Field(1, ge=1)
     """Passes over each rollout."""
     minibatches: int = Field(4, ge=1)

@@ -18,7 +18,11 @@ class Phases:
         try:
             yield
         finally:
-            self.seconds[name] += time.perf_counter() - started
+            self.add(name, time.perf_counter() - started)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Counts seconds that somebody else has measured."""
+        self.seconds[name] += seconds
 
     @property
     def total(self) -> float:

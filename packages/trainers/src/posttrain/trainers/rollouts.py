@@ -6,6 +6,7 @@ connection errors and 503, the client retries.
 """
 
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,22 +59,28 @@ class VersionedPolicy:
         self._weights = weights
         held = held_version(client.models())
         self._shift = 0 if held < step else held + 1 - step
-        self._pushed = False
+        self._lock = threading.Lock()
+        self._pushes = 0
         self.repeated_pushes = 0
         """How often the weights had to be pushed again because the service had lost them."""
 
     def push(self, step: int) -> None:
         """Makes the current weights the service's version of `step`."""
         self._client.push(step + self._shift, self._weights())
-        self._pushed = True
+        self._pushes += 1
 
     def complete(
         self, prompts: Sequence[list[int]], step: int, *, n: int, max_tokens: int, temperature: float, seed: int
     ) -> list[list[Completion]]:
-        """`n` completions of each prompt (ids) by the weights of `step`, each with a seed of (seed, prompt, choice)."""
-        if not self._pushed:
-            self.push(step)
+        """`n` completions of each prompt (ids) by the weights of `step`, each with a seed of (seed, prompt, choice).
+
+        May be called from several threads.
+        """
         for _ in range(MAX_PUSHES):
+            with self._lock:
+                if not self._pushes:
+                    self.push(step)
+                pushes = self._pushes
             try:
                 return self._client.complete(
                     prompts,
@@ -84,8 +91,10 @@ class VersionedPolicy:
                     seed=seed,
                 )
             except StaleVersion:
-                self.push(step)
-                self.repeated_pushes += 1
+                with self._lock:
+                    if self._pushes == pushes:  # otherwise another thread has done it since
+                        self.push(step)
+                        self.repeated_pushes += 1
         raise WorkError(
             f"the policy service lost the weights of step {step} {MAX_PUSHES} times; "
             "does something else push to it, or does it run out of memory?"
