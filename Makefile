@@ -26,7 +26,7 @@ PYTEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadf
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm peer-vllm train serve test test-fast test-slow lint types check-imports bench bench-check bench-plot bench-gpu wheels nano-base constraints clean
+.PHONY: help setup vllm peer-vllm train serve test test-fast test-slow lint types check-imports bench bench-check bench-plot bench-faults bench-gpu wheels nano-base constraints clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -98,6 +98,9 @@ bench-check: $(READY) ## Compare with the stored record of this kind of machine;
 
 bench-plot: $(READY) ## Draw the history of the benchmarks as results/bench/history-<machine>.png.
 	python -m benchmarks plot $(ARGS)
+
+bench-faults: $(READY) ## Load, mutated requests and hostile completions at full size, stored in results/bench (15 minutes).
+	python -m benchmarks faults $(ARGS)
 
 bench-gpu: $(READY) ## Measure training, rollouts and scoring on the GPU of this machine and store it (ARGS=--tiny without one).
 	python -m benchmarks.gpu $(ARGS)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks run | check | plot | gpu`: what make bench, bench-check, bench-plot and bench-gpu call."""
+"""`python -m benchmarks run | check | plot | faults`: what make bench and bench-check, -plot and -faults call."""
 
 import sys
 from pathlib import Path
@@ -8,16 +8,17 @@ import typer
 from rich.console import Console
 
 from benchmarks.compare import compare
+from benchmarks.fault_runs import faults_path, run_faults
 from benchmarks.machine import Others, machine
 from benchmarks.peer_runs import peers as peer_scripts
 from benchmarks.peer_runs import run_peers
 from benchmarks.plot import plot_history
-from benchmarks.record import HISTORY, RESULTS, record, store, summarise
+from benchmarks.record import HISTORY, RESULTS, record, stamp, store, summarise
 from benchmarks.side_by_side import BUSY
 from benchmarks.suite import run_suites
 from benchmarks.tables import benchmark_table, comparison_table, http_lines, peer_table
 from posttrain.core.errors import PosttrainError, RequestError, WorkError, suggest
-from posttrain.core.files import read_json, read_jsonl
+from posttrain.core.files import atomic_write_json, read_json, read_jsonl
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console(width=140 if not sys.stdout.isatty() else None)
@@ -87,6 +88,23 @@ def plot(
     if not (out / HISTORY).exists():
         raise RequestError(f"{out / HISTORY} does not exist; make bench writes it")
     console.print(str(plot_history(read_jsonl(out / HISTORY), slug, out / f"history-{slug}.png")), soft_wrap=True)
+
+
+@app.command()
+def faults(quick: Quick = False, out: Folder = RESULTS) -> None:
+    """Load, mutated requests and hostile completions at full size; exit status 1 when something went wrong."""
+    results, troubles = run_faults(quick)
+    for name, result in results.items():
+        numbers = {key: value for key, value in result.items() if isinstance(value, int | float | dict)}
+        console.print(f"{name}: {numbers}", highlight=False, soft_wrap=True)
+    if quick:
+        console.print("a quick run: nothing was written")
+    else:
+        path = faults_path(out, machine()["slug"])
+        atomic_write_json(path, {**stamp(), "machine": machine(), "faults": results})
+        console.print(f"written to {path}", soft_wrap=True)
+    if troubles:
+        raise WorkError("; ".join(troubles))
 
 
 def _say_others(share: float) -> None:

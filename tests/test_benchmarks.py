@@ -18,7 +18,7 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks import __main__ as command
-from benchmarks import peer_runs
+from benchmarks import fault_runs, peer_runs
 from benchmarks.calibration import Paired
 from benchmarks.compare import SMALLEST, compare
 from benchmarks.gpu import __main__ as gpu_command
@@ -368,3 +368,11 @@ def test_every_peer_comparison_still_runs():
     results, troubles = peer_runs.run_peers(list(peer_runs.peers()), quick=True)
     assert not [line for line in troubles if "failed" in line]
     assert {"generate", "policy_endpoint", "http_overhead", "lm_eval"} <= set(results)
+
+
+@pytest.mark.slow
+def test_every_fault_program_still_runs():
+    results, troubles = fault_runs.run_faults(quick=True)
+    assert not troubles
+    assert set(results) == set(fault_runs.FULL)
+    assert all(result["command"].startswith("python -m benchmarks.faults.") for result in results.values())
