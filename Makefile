@@ -99,7 +99,7 @@ bench-check: $(READY) ## Compare with the stored record of this kind of machine;
 bench-plot: $(READY) ## Draw the history of the benchmarks as results/bench/history-<machine>.png.
 	python -m benchmarks plot $(ARGS)
 
-bench-faults: $(READY) ## Load, mutated requests and hostile completions at full size, stored in results/bench (15 minutes).
+bench-faults: $(READY) ## Load, mutated requests, hostile completions, killed services at full size, stored in results/bench (15 minutes).
 	python -m benchmarks faults $(ARGS)
 
 bench-gpu: $(READY) ## Measure training, rollouts and scoring on the GPU of this machine and store it (ARGS=--tiny without one).

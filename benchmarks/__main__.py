@@ -91,9 +91,16 @@ def plot(
 
 
 @app.command()
-def faults(quick: Quick = False, out: Folder = RESULTS) -> None:
-    """Load, mutated requests and hostile completions at full size; exit status 1 when something went wrong."""
-    results, troubles = run_faults(quick)
+def faults(
+    quick: Quick = False,
+    select: Annotated[str, typer.Option("-k", help="Only programs whose name holds this.")] = "",
+    out: Folder = RESULTS,
+) -> None:
+    """Load, mutated requests, hostile completions, killed services at full size; exit status 1 if anything was wrong.
+
+    A part of them takes the place of its own earlier findings; the others stay.
+    """
+    results, troubles = run_faults(quick, select)
     for name, result in results.items():
         numbers = {key: value for key, value in result.items() if isinstance(value, int | float | dict)}
         console.print(f"{name}: {numbers}", highlight=False, soft_wrap=True)
@@ -101,7 +108,9 @@ def faults(quick: Quick = False, out: Folder = RESULTS) -> None:
         console.print("a quick run: nothing was written")
     else:
         path = faults_path(out, machine()["slug"])
-        atomic_write_json(path, {**stamp(), "machine": machine(), "faults": results})
+        earlier = read_json(path)["faults"] if path.exists() else {}
+        found = {name: stamp() | result for name, result in results.items()}
+        atomic_write_json(path, {"machine": machine(), "faults": earlier | found})
         console.print(f"written to {path}", soft_wrap=True)
     if troubles:
         raise WorkError("; ".join(troubles))

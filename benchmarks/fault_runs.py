@@ -8,32 +8,35 @@ from typing import Any
 from benchmarks.peer_runs import ROOT, last_object
 
 FULL = {
-    "policy_load": ("policy_load", "--clients", "256", "--seconds", "60"),
-    "mutated_requests_policy": ("mutated_requests", "--service", "policy", "--count", "101000"),
-    "mutated_requests_reward": ("mutated_requests", "--service", "reward", "--count", "101000"),
-    "hostile_completions": ("hostile_completions", "--count", "100000"),
+    "policy_load": "benchmarks.faults.policy_load --clients 256 --seconds 60",
+    "mutated_requests_policy": "benchmarks.faults.mutated_requests --service policy --count 101000",
+    "mutated_requests_reward": "benchmarks.faults.mutated_requests --service reward --count 101000",
+    "hostile_completions": "benchmarks.faults.hostile_completions --count 100000",
+    "killed_services": "pytest -q -s -m slow -k services_killed tests/test_policy_faults.py",
 }
-"""Programs of benchmarks/faults with their arguments, by the name that their findings have. About one mutated request
-in 150 cannot be sent at all."""
+"""Modules with their arguments, by the name that their findings have. About one mutated request in 150 cannot be sent
+at all."""
 QUICK = {
-    "policy_load": ("policy_load", "--clients", "4", "--seconds", "3"),
-    "mutated_requests_policy": ("mutated_requests", "--service", "policy", "--count", "100"),
-    "mutated_requests_reward": ("mutated_requests", "--service", "reward", "--count", "100"),
-    "hostile_completions": ("hostile_completions", "--count", "200"),
+    "policy_load": "benchmarks.faults.policy_load --clients 4 --seconds 3",
+    "mutated_requests_policy": "benchmarks.faults.mutated_requests --service policy --count 100",
+    "mutated_requests_reward": "benchmarks.faults.mutated_requests --service reward --count 100",
+    "hostile_completions": "benchmarks.faults.hostile_completions --count 200",
 }
 TIMEOUT = 1800
 
 
-def run_faults(quick: bool = False) -> tuple[dict[str, Any], list[str]]:
-    """What each program reported, by name, and a line for each that found something wrong or did not end."""
+def run_faults(quick: bool = False, select: str = "") -> tuple[dict[str, Any], list[str]]:
+    """What each program whose name holds `select` reported, by name, and a line for each that found something wrong or
+    did not end."""
     results: dict[str, Any] = {}
     troubles: list[str] = []
-    for name, (program, *arguments) in (QUICK if quick else FULL).items():
+    for name, command in (QUICK if quick else FULL).items():
+        if select not in name:
+            continue
         print(f"== {name}", file=sys.stderr, flush=True)
-        command = [sys.executable, "-m", f"benchmarks.faults.{program}", *arguments]
         try:
             done = subprocess.run(
-                command,
+                [sys.executable, "-m", *command.split()],
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -47,9 +50,10 @@ def run_faults(quick: bool = False) -> tuple[dict[str, Any], list[str]]:
         result = last_object(done.stdout)
         if result is not None:
             result.pop("machine", None)
-            results[name] = {"command": " ".join(["python", *command[1:]]), **result}
+            results[name] = {"command": f"python -m {command}", **result}
         if done.returncode != 0:
             troubles.append(f"{name}: ended with status {done.returncode}; what it says is above")
+            sys.stderr.write(done.stdout)
     return results, troubles
 
 

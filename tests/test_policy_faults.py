@@ -150,7 +150,10 @@ def test_services_killed_at_random_moments_change_nothing(tmp_path):
         load_file(next((runs / "nano" / "ppo").iterdir()) / "checkpoint" / "model.safetensors")
         for runs in (shaken, calm)
     )
-    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    same = all((ours[name] == theirs[name]).all() for name in theirs)
+    # For make bench-faults.
+    print("\n" + json.dumps({"fault": "killed services", "kills": KILLS, "steps": STEPS, "same_bits": bool(same)}))
+    assert same
 
 
 def test_stalled_body_does_not_keep_the_service_from_others():
