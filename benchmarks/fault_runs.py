@@ -1,11 +1,9 @@
 """Runs the fault programs at their full size, each in a process of its own, and keeps what each found."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peer_runs import ROOT, last_object
+from benchmarks.programs import run_program
 
 FULL = {
     "policy_load": "benchmarks.faults.policy_load --clients 256 --seconds 60",
@@ -33,27 +31,12 @@ def run_faults(quick: bool = False, select: str = "") -> tuple[dict[str, Any], l
     for name, command in (QUICK if quick else FULL).items():
         if select not in name:
             continue
-        print(f"== {name}", file=sys.stderr, flush=True)
-        try:
-            done = subprocess.run(
-                [sys.executable, "-m", *command.split()],
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                text=True,
-                stdin=subprocess.DEVNULL,
-                timeout=TIMEOUT,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            troubles.append(f"{name}: not done after {TIMEOUT} s")
-            continue
-        result = last_object(done.stdout)
+        result, trouble = run_program(command, TIMEOUT)
         if result is not None:
             result.pop("machine", None)
             results[name] = {"command": f"python -m {command}", **result}
-        if done.returncode != 0:
-            troubles.append(f"{name}: ended with status {done.returncode}; what it says is above")
-            sys.stderr.write(done.stdout)
+        if trouble:
+            troubles.append(f"{name}: {trouble}")
     return results, troubles
 
 

@@ -5,15 +5,12 @@ scripts' own; the quick ones only show that they work.
 """
 
 import importlib.util
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.programs import ROOT, run_program
+
 TIMEOUT = 900
 
 
@@ -71,38 +68,12 @@ def run_peers(names: Sequence[str], quick: bool = False) -> tuple[dict[str, Any]
         if not peer.installed:
             troubles.append(f"{peer.name}: skipped, it is not installed; {peer.install}")
             continue
-        print(f"== {peer.name}", file=sys.stderr, flush=True)
-        command = [sys.executable, "-m", f"benchmarks.peers.{peer.name}", *(peer.quick if quick else ())]
-        try:
-            done = subprocess.run(
-                command,
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                text=True,
-                stdin=subprocess.DEVNULL,
-                timeout=TIMEOUT,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            troubles.append(f"{peer.name}: failed, it was not done after {TIMEOUT} s")
-            continue
-        result = last_object(done.stdout)
-        if done.returncode != 0 or result is None:
-            troubles.append(f"{peer.name}: failed with status {done.returncode}; what it says is above")
+        arguments = peer.quick if quick else ()
+        result, trouble = run_program(" ".join([f"benchmarks.peers.{peer.name}", *arguments]), TIMEOUT)
+        if trouble or result is None:
+            troubles.append(f"{peer.name}: {trouble}")
         elif "skipped" in result:
             troubles.append(f"{peer.name}: skipped, {result['skipped']}")
         else:
             results[peer.name] = result
     return results, troubles
-
-
-def last_object(text: str) -> dict[str, Any] | None:
-    """The JSON object in the last line that is one, None without any."""
-    for line in reversed(text.splitlines()):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            return value
-    return None

@@ -18,7 +18,7 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks import __main__ as command
-from benchmarks import fault_runs, peer_runs
+from benchmarks import fault_runs, peer_runs, programs
 from benchmarks.calibration import Paired
 from benchmarks.compare import SMALLEST, compare
 from benchmarks.gpu import __main__ as gpu_command
@@ -273,7 +273,7 @@ def test_a_ratios_interval_covers_the_truth_about_as_often_as_it_says():
 def test_a_report_ends_with_one_json_line(capsys):
     rates = Rates({"ours": [4.0, 6.0], "theirs": [2.0, 3.0]})
     given = report("somebody", rates, against="theirs", unit="tokens/s", batch=64)
-    printed = peer_runs.last_object("noise\n" + capsys.readouterr().out)
+    printed = programs.last_object("noise\n" + capsys.readouterr().out)
     assert printed == given
     assert printed["ratios"] == {"ours": [2.0, 2.0, 2.0]}
     assert printed["settings"] == {"batch": 64}
