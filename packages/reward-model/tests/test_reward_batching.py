@@ -112,6 +112,40 @@ def test_an_error_reaches_its_callers_and_the_queue_goes_on():
     queue.close()
 
 
+def test_a_job_that_fails_in_two_threads_at_once_is_answered_once_and_both_go_on():
+    go, one_left, both = threading.Event(), threading.Event(), threading.Barrier(2)
+
+    def forward(sequences):
+        assert go.wait(10)
+        both.wait(10)
+        if [-1] in sequences:
+            raise ValueError("bad weights")
+        return [float(sum(sequence)) for sequence in sequences]
+
+    queue = BatchingQueue(forward, batch_tokens=1, threads=2)
+    future = queue.submit([[-1], [-1]])
+    answer, end = future.set_exception, queue._end
+
+    def answer_late(error):
+        # Whichever thread answers, the other one comes by in the meantime.
+        assert one_left.wait(10)
+        answer(error)
+
+    def end_and_tell(*args):
+        try:
+            end(*args)
+        finally:
+            one_left.set()
+
+    future.set_exception, queue._end = answer_late, end_and_tell
+    go.set()
+    with pytest.raises(ValueError, match="bad weights"):
+        future.result(10)
+    # The barrier lets these pass only if both threads live.
+    assert queue.submit([[3], [4]]).result(10) == [3.0, 4.0]
+    queue.close()
+
+
 def test_a_caller_that_went_away_costs_nothing_more_even_in_the_middle():
     model = Model(go=False)
     queue = BatchingQueue(model, batch_tokens=1)

@@ -161,8 +161,9 @@ class BatchingQueue:
 
     def _end(self, job: _Job, error: Exception | None = None) -> None:
         with self._wake:
-            # A future that is running cannot be cancelled any more: from here on it is answered.
-            if job.future.done() or not job.future.set_running_or_notify_cancel():
+            # A future that is running cannot be cancelled any more, and whoever made it so answers it: another thread
+            # may have failed on a batch of the same job and not have told the caller yet.
+            if job.future.running() or job.future.done() or not job.future.set_running_or_notify_cancel():
                 return
         if error is None:
             job.future.set_result(job.scores)
