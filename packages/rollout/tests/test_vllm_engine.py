@@ -39,7 +39,7 @@ class ToyVllm:
         for name in list(self.requests):
             self.requests[name] -= 1
             flat = SimpleNamespace(token_ids=[10], logprobs=[-0.5], start_indices=[0], end_indices=[1])
-            completion = SimpleNamespace(token_ids=[10 + self.loads], logprobs=flat)
+            completion = SimpleNamespace(token_ids=[10 + self.loads], logprobs=flat, finish_reason="length")
             finished = not self.requests[name]
             outputs.append(
                 SimpleNamespace(request_id=name, outputs=[completion], finished=finished, prompt_logprobs=None)

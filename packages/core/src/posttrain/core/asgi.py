@@ -91,14 +91,15 @@ class ServiceMiddleware:
 class ResponseTimeout:
     """504 in OpenAI's form where no response has begun after `timeout` seconds; the application is cancelled then.
 
-    Takes the place of BentoML's TimeoutMiddleware, whose timer outlives its request and holds what that held.
+    Takes the place of BentoML's TimeoutMiddleware, whose timer outlives its request and holds what that held. Uploads
+    (PUT) take as long as their bodies keep coming.
     """
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], timeout: float) -> None:
         self.app, self.timeout = app, timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["method"] == "PUT":
             await self.app(scope, receive, send)
             return
         try:

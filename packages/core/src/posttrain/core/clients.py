@@ -110,8 +110,9 @@ class _Service:
     """What both clients share: address, key, contract check, retries."""
 
     def __init__(
-        self, url: str, api_key: str | None = None, *, patience: float = 120.0, timeout: float = 600.0
+        self, url: str, api_key: str | None = None, *, patience: float = 120.0, timeout: float = 660.0
     ) -> None:
+        """`timeout`: seconds without a byte of an answer, a minute more than our services allow a request."""
         if not url.startswith(("http://", "https://")):
             raise RequestError(f"service address '{url}' must start with http:// or https://")
         try:

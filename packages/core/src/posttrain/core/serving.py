@@ -8,6 +8,7 @@ import importlib.util
 import ipaddress
 import os
 import socket
+import stat
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -52,6 +53,8 @@ def server_environment(port: int, environment: Mapping[str, str]) -> dict[str, s
     """This process's environment with `environment` and what keeps a BentoML server quiet, alone and mortal."""
     # Servers that share a BENTOML_HOME wipe each other's metrics: a home for each port, in a folder of this user.
     home = Path(tempfile.gettempdir()) / f"posttrain-{os.getuid()}" / f"bentoml-{port}"
+    if "BENTOML_HOME" not in os.environ:
+        _make_own_folder(home.parent)
     quiet = {
         "BENTOML_DO_NOT_TRACK": "True",
         # BentoML makes spans of every request whether or not anybody collects them: a fifth of what a request costs.
@@ -62,6 +65,14 @@ def server_environment(port: int, environment: Mapping[str, str]) -> dict[str, s
     }
     Path(quiet["BENTOML_HOME"]).mkdir(mode=0o700, parents=True, exist_ok=True)
     return {**os.environ, **quiet, **environment}
+
+
+def _make_own_folder(path: Path) -> None:
+    """A folder in a place where others may have made one of that name; RequestError when it is not ours alone."""
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise RequestError(f"{path} is not a folder of this user's alone; remove it, or set BENTOML_HOME to another")
 
 
 def server_command(service: str, host: str, port: int) -> list[str]:

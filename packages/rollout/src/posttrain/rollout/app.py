@@ -19,7 +19,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from posttrain.core.errors import PosttrainError, RequestError
+from posttrain.core.errors import PosttrainError, RequestError, WorkError
 from posttrain.core.wire import DEADLINE_EXCEEDED, DIGEST_HEADER, TIMEOUT_HEADER
 from posttrain.rollout import __version__
 from posttrain.rollout.answering import DeadlineExceeded, answer, refusal
@@ -181,6 +181,7 @@ def _answer_errors(app: FastAPI) -> None:
         (DeadlineExceeded, 504, DEADLINE_EXCEEDED),
         (RequestError, 400, None),
         (ClientDisconnect, 400, "client_disconnected"),
+        (WorkError, 500, "work_failed"),
     ]
     for kind, status, code in statuses:
         app.add_exception_handler(kind, _saying(status, code))

@@ -152,15 +152,18 @@ class NativeEngine(Engine):
         for sample in samples:
             weights, text = sample.weights, sample.prompt[:-1]
             assert weights is not None
-            segment = self._prefixes.get((weights, text))
+            computing = new.setdefault(weights, {})
+            segment = computing.get(text) or self._prefixes.get((weights, text))
             if sample.sampling.echo:
                 segment = self._echo(sample, weights.held)
             elif text and segment is None:
-                segment = self._prefixes[weights, text] = _Segment(weights.held, len(text), self._kernel.lanes)
-                new.setdefault(weights, {})[text] = segment
+                segment = computing[text] = _Segment(weights.held, len(text), self._kernel.lanes)
             found.append(segment)
         for weights, segments in new.items():
-            self._prefill(weights.held, segments)
+            if segments:
+                self._prefill(weights.held, segments)
+            # Only now: after a failure nobody may go on from one that is empty.
+            self._prefixes.update({(weights, text): segment for text, segment in segments.items()})
         return found
 
     def _prefill(self, model: PackedModel, segments: Mapping[tuple[int, ...], _Segment]) -> None:

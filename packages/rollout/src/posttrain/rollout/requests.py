@@ -22,7 +22,7 @@ from pydantic import (
 
 from posttrain.core.errors import RequestError
 from posttrain.core.wire import TIMEOUT_HEADER
-from posttrain.rollout.sampling import Sampling
+from posttrain.rollout.sampling import Sampling, Temperature
 
 MOST_STOPS = 16
 MOST_TOP_LOGPROBS = 20
@@ -96,7 +96,7 @@ class GenerationRequest(_Part):
     model: Annotated[str, StringConstraints(max_length=200)]
     """`policy` for the current weights, `policy@17` for exactly these."""
     max_tokens: Annotated[int, Field(ge=0)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    temperature: Temperature | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None

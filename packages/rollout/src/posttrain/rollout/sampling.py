@@ -5,11 +5,11 @@ on its logits alone and never on the rows beside it. Nothing here knows of model
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from posttrain.core.config import Settings
 from posttrain.core.seeds import derive_seed
@@ -18,12 +18,25 @@ LARGEST_DRAW = 1.0 - 2.0**-40
 """Draws stay below it, so that `u * total` never rounds up to `total`, which would pick a token of probability 0."""
 
 
+LOWEST_TEMPERATURE = 0.01
+"""Of sampling: fp32 overflows far below it, and vLLM takes no lower one."""
+
+
+def _greedy_or_warm(temperature: float) -> float:
+    if 0 < temperature < LOWEST_TEMPERATURE:
+        raise ValueError(f"temperature must be 0, which is greedy, or at least {LOWEST_TEMPERATURE}")
+    return temperature
+
+
+Temperature = Annotated[float, Field(ge=0.0, le=100.0), AfterValidator(_greedy_or_warm)]
+
+
 class Sampling(Settings):
     """What a request asks of each of its completions."""
 
     max_tokens: int = Field(default=16, ge=0)
     """Most tokens to sample, the end token included. 0 is for `echo` alone."""
-    temperature: float = Field(default=1.0, ge=0.0, le=100.0)
+    temperature: Temperature = 1.0
     """Divides the logits; 0 takes the most probable token."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     """Keeps the smallest set of most probable tokens whose probability reaches it (Holtzman et al. 2020)."""

@@ -100,15 +100,15 @@ class Scheduler:
         with self._wake:
             if self._closing:
                 raise Overloaded("the service is shutting down")
-            held = self.engine.weights.version
-            if version is not None and version != held:
-                raise VersionNotHeld(f"version {version} is not here, the current one is {held}")
+            weights = self.engine.weights  # asked once: a push may come in between
+            if version is not None and version != weights.version:
+                raise VersionNotHeld(f"version {version} is not here, the current one is {weights.version}")
             excess = self._waiting + len(job.samples) - self.max_waiting
             # A lone large request is never refused for its own size.
             if self._waiting and excess > 0:
                 raise Overloaded(f"{self._waiting} sequences wait already; come again", self._rate.seconds(excess))
             job.accepted = time.monotonic()
-            self._queue(job)
+            self._queue(job, weights)
             self._turns.append(job)
             self._wake.notify()
             return job.version
@@ -142,8 +142,7 @@ class Scheduler:
             self._wake.notify()
         self._thread.join()
 
-    def _queue(self, job: Job) -> None:
-        weights = self.engine.weights
+    def _queue(self, job: Job, weights: Weights) -> None:
         for sample in job.samples:
             sample.weights = weights
         job.version, job.pending, job.waiting = weights.version, len(job.samples), deque(job.samples)
@@ -166,7 +165,7 @@ class Scheduler:
             sample.cancelled = True
             self._jobs.pop(sample, None)
         job.samples = job.again()
-        self._queue(job)
+        self._queue(job, self.engine.weights)
 
     def _work(self) -> None:
         while True:
@@ -239,9 +238,15 @@ class Scheduler:
                 if job is None:  # it began anew
                     continue
                 job.pending -= 1
-            if (told := job.on_sample) is not None:
-                told(sample)
             jobs.append(job)
+            try:
+                if (told := job.on_sample) is not None:
+                    told(sample)
+            except Exception as error:  # it is this job's alone
+                log.exception("an ended sample could not be told of")
+                with self._wake:
+                    if not job.finished.done():
+                        job.finished.set_exception(error)
         self._resolve(dict.fromkeys(jobs))
 
     def _resolve(self, jobs: Iterable[Job]) -> None:
@@ -256,7 +261,6 @@ class Scheduler:
 
     def _fail(self, error: Exception, everything: bool = False) -> None:
         """Everything in flight failed with `error`; what else waits goes on, unless it is to fail too."""
-        self.engine.drop()
         with self._wake:
             failed = dict.fromkeys([*self._jobs.values(), *(self._turns if everything else ())])
             self._jobs.clear()
@@ -264,6 +268,10 @@ class Scheduler:
                 self._withdraw(job)
                 if not job.finished.done():
                     job.finished.set_exception(error)
+        try:
+            self.engine.drop()
+        except Exception:  # the next step will say so again; the thread that says it must not end
+            log.exception("the engine could not forget what failed")
 
 
 class _Rate:

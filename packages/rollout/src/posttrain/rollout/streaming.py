@@ -7,7 +7,7 @@ is over, ends the samples.
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -44,9 +44,9 @@ class _Piece:
 class _Events(StreamingResponse):
     """Ends with the connection, too, when the client does not read."""
 
-    def __init__(self, content: AsyncIterator[bytes], due: float) -> None:
+    def __init__(self, content: AsyncIterator[bytes], due: float, cancel: Callable[[], None]) -> None:
         super().__init__(content, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        self._due = due
+        self._due, self._cancel = due, cancel
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -54,6 +54,8 @@ class _Events(StreamingResponse):
                 await super().__call__(scope, receive, send)
         except TimeoutError:
             telemetry.REQUESTS.labels("disconnected").inc()
+        finally:
+            self._cancel()  # also where nobody has begun to read
 
 
 def stream(
@@ -69,7 +71,7 @@ def stream(
     head["model"] = policy.model_id(policy.scheduler.submit(answer.job, version))
     if isinstance(request, ChatRequest):
         head["object"] = "chat.completion.chunk"
-    return _Events(answer.events(head, due), due)
+    return _Events(answer.events(head, due), due, partial(policy.scheduler.cancel, answer.job))
 
 
 class _Stream:
@@ -133,7 +135,8 @@ class _Stream:
                     yield _event({**head, "choices": [choice], **empty})
             while True:
                 ended = self.job.finished.done()
-                pieces, self._pieces = self._pieces, deque()
+                # Taken out one by one: the worker may be adding to this very deque.
+                pieces = [self._pieces.popleft() for _ in range(len(self._pieces))]
                 if pieces:
                     yield b"".join(_event({**head, "choices": [self._choice(piece)], **empty}) for piece in pieces)
                 elif ended:

@@ -8,8 +8,9 @@ import errno
 import hashlib
 import re
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 from posttrain.core.errors import RequestError
 from posttrain.rollout.policy import Policy
@@ -66,11 +67,12 @@ class Uploads:
                 raise RequestError(f"the body's SHA-256 is {found}, the header says {digest}; send it again")
             async with self._one_at_a_time:
                 if not self._refuse_or_know(version, digest):
-                    tensors = await asyncio.to_thread(
-                        read_weights, Path(file.name), self.policy.engine.model, self.policy.base
-                    )
-                    await asyncio.to_thread(self.policy.scheduler.swap, version, digest, tensors)
+                    await _to_the_end(self._swap, Path(file.name), version, digest)
         return digest
+
+    def _swap(self, file: Path, version: int, digest: str) -> None:
+        tensors = read_weights(file, self.policy.engine.model, self.policy.base)
+        self.policy.scheduler.swap(version, digest, tensors)
 
     def _refuse_or_know(self, version: int, digest: str) -> bool:
         weights = self.policy.scheduler.weights
@@ -101,3 +103,13 @@ class Uploads:
         if failure:
             raise failure
         return sha.hexdigest()
+
+
+async def _to_the_end(work: Callable[..., None], *arguments: Any) -> None:
+    """Does work in a thread; whoever is cancelled meanwhile stays until it is done, with the locks that it holds."""
+    doing = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        await asyncio.shield(doing)
+    except asyncio.CancelledError:
+        await asyncio.wait([doing])
+        raise

@@ -8,7 +8,7 @@ are those after truncation (training leaves these off).
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -64,6 +64,8 @@ class VllmEngine(Engine):
         super().check(prompt, sampling)
         if sampling.echo and sampling.temperature not in (0.0, 1.0):
             raise RequestError("vLLM tells a prompt's log-probabilities at temperature 1 only; echo with temperature 1")
+        if len(prompt) == self.context:
+            raise RequestError(f"vLLM samples a token at least, and the prompt fills the context of {self.context}")
 
     def add(self, samples: Sequence[Sample]) -> None:
         for sample in samples:
@@ -79,7 +81,7 @@ class VllmEngine(Engine):
             tokens += self._record(sample, output)
             if output.finished or sample.finish_reason:
                 del self._flying[output.request_id]
-                sample.finish_reason = sample.finish_reason or "length"
+                sample.finish_reason = sample.finish_reason or _end_of(output)
                 ended.append(sample)
                 if not output.finished:
                     self._llm.abort_request([output.request_id])
@@ -172,6 +174,14 @@ class VllmEngine(Engine):
             if sample.finish_reason:
                 break
         return taken
+
+
+def _end_of(output: Any) -> Literal["stop", "length"]:
+    """Why vLLM ended what we did not end; WorkError when nothing that was asked for did."""
+    reason = output.outputs[0].finish_reason
+    if reason not in ("stop", "length"):
+        raise WorkError(f"vLLM ended a sequence with '{reason}'; see its log")
+    return reason
 
 
 def _place(flat: Any, start: int, end: int, top: int) -> tuple[float, TopLogprobs]:
