@@ -33,7 +33,9 @@ def _run(out: Path, select: str, quick: bool, suites: Path) -> dict[str, Any]:
         *("--benchmark-json", str(out), "--benchmark-quiet", "--timeout", "600"),
         *(("-k", select) if select else ()),
     ]
-    environment = os.environ | {"BENCHMARK_QUICK": "1" if quick else "0", "OMP_NUM_THREADS": "1"}
+    # Under xdist pytest-benchmark measures nothing, also in a process that merely inherits its variables.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment = inherited | {"BENCHMARK_QUICK": "1" if quick else "0", "OMP_NUM_THREADS": "1"}
     # All that pytest says is for people; standard output belongs to whoever called.
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr, check=False)
     if done.returncode != 0:

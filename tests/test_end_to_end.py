@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -128,7 +129,11 @@ def test_nothing_outlives_the_run(trained):
 
 def _start(runs: Path) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
-    return subprocess.Popen(command(runs), stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    # What runs in a shell's background ignores Ctrl-C, and so would what it starts.
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(
+        command(runs), stdout=pipe, stderr=pipe, text=True, start_new_session=True, preexec_fn=heeds
+    )
 
 
 def _wait_for_ppo(process: subprocess.Popen[str], runs: Path, steps: int) -> None:
