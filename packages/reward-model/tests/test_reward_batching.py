@@ -158,6 +158,26 @@ def test_a_caller_that_went_away_costs_nothing_more_even_in_the_middle():
     assert len(model.batches) == 2
 
 
+def test_metrics_that_cannot_be_written_are_logged_and_cost_no_caller(caplog: pytest.LogCaptureFixture):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    queue = BatchingQueue(Model(), on_start=full, on_batch=full)
+    assert [queue.submit([[n]]).result(10) for n in (3, 4)] == [[3.0], [4.0]]
+    queue.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "scoring goes on after OSError: [Errno 28] No space left on device"
+    ] * 3
+
+
+def test_scores_are_delivered_before_their_batch_is_told():
+    told = threading.Event()
+    queue = BatchingQueue(Model(), on_batch=lambda record: told.wait(10))
+    assert queue.submit([[3]]).result(5) == [3.0]
+    told.set()
+    queue.close()
+
+
 def test_what_a_batch_was_is_told_once_with_the_wait_of_each_job():
     records = []
     queue = BatchingQueue(Model(), batch_tokens=8, on_batch=records.append)

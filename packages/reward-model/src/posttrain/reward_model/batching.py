@@ -8,6 +8,7 @@ Nothing waits for more to come. The batches of a job that is alone depend on the
 It knows nothing of models, texts or HTTP, and does not bound what waits: whoever submits does.
 """
 
+import logging
 import math
 import threading
 import time
@@ -16,6 +17,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+
+log = logging.getLogger(__name__)
 
 Sequences = Sequence[Sequence[int]]
 
@@ -63,7 +66,7 @@ class BatchingQueue:
     """Runs `forward` (sequences of ids to scores, in order) in `threads` threads over the jobs of all callers.
 
     A batch has at most `batch_tokens` tokens with its padding, or one sequence. `on_start` runs first in each thread,
-    `on_batch` after each batch.
+    `on_batch` after each batch, once its scores are delivered; what these two raise is logged and costs no caller.
     """
 
     def __init__(
@@ -108,7 +111,7 @@ class BatchingQueue:
             thread.join()
 
     def _work(self) -> None:
-        self._on_start()
+        _harmless(self._on_start)
         while True:
             with self._wake:
                 while not (batch := self._next_batch()):
@@ -148,8 +151,6 @@ class BatchingQueue:
             for job, _ in batch:
                 self._end(job, error)
             return
-        lengths = [len(sequence) for sequence in sequences]
-        self.on_batch(BatchRecord(len(lengths), sum(lengths), len(lengths) * max(lengths), waits))
         for job, places in batch:
             for place in places:
                 job.scores[place] = next(scores)
@@ -158,6 +159,9 @@ class BatchingQueue:
                 done = not job.left
             if done:
                 self._end(job)
+        lengths = [len(sequence) for sequence in sequences]
+        record = BatchRecord(len(lengths), sum(lengths), len(lengths) * max(lengths), waits)
+        _harmless(lambda: self.on_batch(record))
 
     def _end(self, job: _Job, error: Exception | None = None) -> None:
         with self._wake:
@@ -169,3 +173,11 @@ class BatchingQueue:
             job.future.set_result(job.scores)
         else:
             job.future.set_exception(error)
+
+
+def _harmless(call: Callable[[], None]) -> None:
+    """Calls it; an error is a line in the log, since a thread that ends leaves its callers without an answer."""
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001 - such as a metric's file on a full disk
+        log.warning("scoring goes on after %s: %s", type(error).__name__, error)
