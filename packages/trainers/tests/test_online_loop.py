@@ -483,3 +483,37 @@ def test_nothing_is_learnt_from_a_rollout_of_other_weights(tmp_path, wish):
         loop.train()
     after = loop.learners.policy.parameters()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+class Unending(FakePolicy):
+    """Never says the end, so every completion is cut at the length limit."""
+
+    def complete(self, prompts, **arguments):
+        return [
+            [dataclasses.replace(c, finish_reason="length") for c in choices]
+            for choices in super().complete(prompts, **arguments)
+        ]
+
+
+class UnendingStubborn(Unending, StubbornPolicy):
+    pass
+
+
+def test_other_weights_stop_the_run_where_all_completions_are_truncated_and_masked(tmp_path):
+    save_checkpoint(*tiny_model(seed=1), tmp_path / "other")
+    inputs = tiny_inputs(tmp_path, policy=UnendingStubborn(tmp_path / "other"))
+    with pytest.raises(WorkError, match="serves other weights"):
+        ppo.train(tiny_settings(steps=1, truncation="mask"), inputs)
+
+
+def test_the_engine_is_compared_on_the_tokens_that_the_rule_mask_takes_out_of_the_loss(tmp_path):
+    settings = tiny_settings(truncation="mask")
+    loop = OnlineLoop(ppo.PPO(settings), settings, tiny_inputs(tmp_path))
+    groups, _ = loop.sample(Phases())
+    batch = loop.look_back(groups)
+    sampled = batch.mask.clone()
+    loop.credit(batch)
+    assert not torch.equal(batch.mask, sampled)
+    assert torch.equal(batch.sampled, sampled)
+    _, differences = loop.accumulate(batch)
+    assert sum(len(difference) for difference in differences) == sum(len(ids) for ids in batch.completion_ids)

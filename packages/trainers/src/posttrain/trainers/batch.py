@@ -42,6 +42,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.prompt_ids)
 
+    @property
+    def sampled(self) -> Bool[Tensor, "batch time"]:
+        """Where completions have tokens, also those that the rule `mask` has taken out of `mask`."""
+        lengths = torch.tensor([len(ids) for ids in self.completion_ids], device=self.mask.device)
+        return torch.arange(self.mask.shape[1], device=self.mask.device) < lengths[:, None]
+
     def record(self, rows: Sequence[int], tensor: Tensor, values: Float[Tensor, "some some_time"]) -> None:
         """Writes what was computed for some rows into one of this batch's tensors; their time may be shorter."""
         tensor[torch.as_tensor(rows, device=tensor.device), : values.shape[1]] = values

@@ -216,7 +216,8 @@ class OnlineLoop:
         return averages | agreement | {"lr": lr}
 
     def accumulate(self, batch: Batch) -> tuple[dict[str, float], list[torch.Tensor]]:
-        """The gradient of one minibatch, summed over micro-batches; parts of the loss, and |engine − trainer|."""
+        """The gradient of one minibatch, summed over micro-batches; parts of the loss, and |engine − trainer| of all
+        sampled tokens: where truncated ones have no loss, stale weights would otherwise pass in a minibatch of them."""
         tokens, sequences = max(int(batch.mask.sum()), 1), len(batch)
         parts: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.learners.device))
         differences = []
@@ -227,7 +228,8 @@ class OnlineLoop:
             mask = minibatch.rows.mask
             for name, value in {**of_loss, "entropy": masked_sum(minibatch.entropy, mask) / tokens}.items():
                 parts[name] += value.detach()
-            differences.append((minibatch.rows.sampled_logprobs - minibatch.logprobs.detach()).abs()[mask])
+            difference = (minibatch.rows.sampled_logprobs - minibatch.logprobs.detach()).abs()
+            differences.append(difference[minibatch.rows.sampled])
         return {name: float(value) for name, value in parts.items()}, differences
 
     def look_now(self, batch: Batch, tokens: int, sequences: int) -> Minibatch:
