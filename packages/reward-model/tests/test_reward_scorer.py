@@ -3,6 +3,9 @@
 import json
 import random
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from transformers import AutoModelForSequenceClassification
 from posttrain.core.errors import RequestError, WorkError
 from posttrain.data.chat import render_completion
 from posttrain.data.rows import Message
+from posttrain.reward_model.batching import BatchingQueue
 from posttrain.reward_model.scorer import RewardModel
 
 
@@ -170,6 +174,24 @@ def test_scores_do_not_depend_on_the_number_of_threads(model: RewardModel, rewar
     several = RewardModel(str(reward_checkpoint), batch_tokens=300, threads=threads)
     assert several.score(items) == pytest.approx(model.score(items), abs=1e-4)
     several.close()
+
+
+def test_first_callers_that_come_at_once_share_one_queue(reward_checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    class SlowToStart(BatchingQueue):
+        def __init__(self, *args, **kwargs):
+            time.sleep(0.2)  # long enough for every caller to find no queue yet
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr("posttrain.reward_model.scorer.BatchingQueue", SlowToStart)
+    model, at_once = RewardModel(str(reward_checkpoint)), threading.Barrier(4)
+
+    def queue(_: int) -> BatchingQueue:
+        at_once.wait(10)
+        return model.queue
+
+    with ThreadPoolExecutor(4) as callers:
+        assert len(set(callers.map(queue, range(4)))) == 1
+    model.close()
 
 
 def test_a_classifier_that_is_not_causal_is_given_its_mask(tmp_path: Path, reward_checkpoint: Path):

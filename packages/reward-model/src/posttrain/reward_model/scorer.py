@@ -12,8 +12,8 @@ read there. A classifier that is not causal gets its attention mask and its own 
 """
 
 import math
+import threading
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ class RewardModel:
                 f"checkpoint {checkpoint}: its tokenizer has more tokens than its embeddings; they belong to two models"
             )
         self._encoder = Encoder(self.tokenizer, self.max_tokens)
+        self._queue: BatchingQueue | None = None
+        self._starting = threading.Lock()
 
     def encode(self, prompt: str | Sequence[Message], completion: str, finished: bool) -> list[int]:
         """The ids that the model reads; errors as those of `encode_batch`."""
@@ -87,9 +89,16 @@ class RewardModel:
         """Ends the threads, after what waits; a later `score` is not answered."""
         self.queue.close()
 
-    @cached_property
+    @property
     def queue(self) -> BatchingQueue:
         """The threads that run the model; they start with the first use and serve all callers."""
+        # functools.cached_property has no lock since Python 3.12: two first callers would start two sets of threads.
+        with self._starting:
+            if self._queue is None:
+                self._queue = self._start_queue()
+            return self._queue
+
+    def _start_queue(self) -> BatchingQueue:
         parameters = sum(parameter.numel() for parameter in self._model.parameters())
         workers = self.threads if self.device == "cpu" and parameters <= SMALL else 1
         return BatchingQueue(
