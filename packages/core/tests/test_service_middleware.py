@@ -225,3 +225,17 @@ def test_a_middleware_that_counts_paths_sees_known_ones_and_the_application_sees
     asyncio.run(go())
     assert reached == paths
     assert counted == ["/v1/models", "/v1/models/", "/v1/models/", "/metrics", "other", "other"]
+
+
+def test_upload_may_take_longer_than_an_answer():
+    async def slow(scope, receive, send):
+        await asyncio.sleep(0.2)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"taken"})
+
+    async def go(method):
+        transport = httpx.ASGITransport(ResponseTimeout(slow, 0.05))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return (await client.request(method, "/v1/models/policy@1")).status_code
+
+    assert (asyncio.run(go("PUT")), asyncio.run(go("GET"))) == (200, 504)

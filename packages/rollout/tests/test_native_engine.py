@@ -285,3 +285,22 @@ def test_kernel_touches_no_memory_but_its_own(tmp_path, native_engine):
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "finished", done.stderr[-2000:]
     assert "runtime error" not in done.stderr
+
+
+def test_nobody_goes_on_from_a_prompt_whose_computation_failed(model, native_engine, monkeypatch):
+    engine, wish = native_engine(model, [], max_batch=8), Sampling(max_tokens=6, temperature=0)
+    prompt = prompts_of([9])
+    (expected,) = engine.generate(prompt, wish)[0]
+
+    def fail(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_echo", fail)
+        failing = engine.samples(prompt, wish) + engine.samples(prompts_of([3]), Sampling(max_tokens=0, echo=True))
+        with pytest.raises(MemoryError) as failure:
+            engine.add(failing)
+    engine.drop()
+    (sample,) = engine.generate(prompt, wish)[0]
+    assert failure  # whose traceback keeps everything of the failed call alive
+    assert sample.token_ids == expected.token_ids

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import threading
 import time
 
 import httpx
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from posttrain.core.errors import WorkError
 from posttrain.rollout import streaming, upload
 from posttrain.rollout.requests import ChatRequest, CompletionRequest
 from posttrain.rollout.scheduler import Job
@@ -289,3 +291,42 @@ def test_bentoml_neither_batches_nor_sheds_nor_keeps_timers_here():
     assert "max_concurrency" not in limits
     assert limits["timeout"] > PolicyServiceSettings(checkpoint="x").max_seconds
     assert PolicyService.config["workers"] == 1
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-38, 0.0099])
+def test_temperature_that_fp32_cannot_divide_by_is_refused(client, temperature):
+    response = client.complete(prompt=[5], temperature=temperature, logprobs=1)
+    assert response.status_code == 400
+    assert "temperature must be 0, which is greedy, or at least 0.01" in response.json()["error"]["message"]
+
+
+def test_failure_that_has_no_status_of_its_own_is_told_in_openais_form(client, policy, monkeypatch):
+    def fail(*_):
+        raise WorkError("vLLM failed to load weights before; restart the service")
+
+    monkeypatch.setattr(policy.scheduler, "submit", fail)
+    response = client.complete(prompt=[5])
+    assert (response.status_code, response.json()["error"]["type"]) == (500, "server_error")
+    assert "restart the service" in response.json()["error"]["message"]
+
+
+def test_push_whose_client_leaves_holds_the_lock_until_its_weights_are_in():
+    began, may_end, ended = threading.Event(), threading.Event(), []
+
+    def swap():
+        began.set()
+        assert may_end.wait(10)
+        ended.append(True)
+
+    async def go():
+        push = asyncio.create_task(upload._to_the_end(swap))
+        assert await asyncio.to_thread(began.wait, 10)
+        push.cancel()
+        await asyncio.sleep(0.05)
+        assert not push.done()
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await push
+        assert ended
+
+    asyncio.run(go())

@@ -304,3 +304,41 @@ def test_weights_that_cannot_be_loaded_never_were(make_model, monkeypatch):
     scheduler.swap(1, "one", tensors)
     assert (scheduler.weights.version, scheduler.weights.digest) == (1, "one")
     scheduler.close()
+
+
+def test_failure_to_tell_of_a_sample_is_its_jobs_alone(bench):
+    b = bench(max_batch=2)
+    first, second = b.job(1), b.job(1)
+
+    def fail(_):
+        raise ValueError("cannot be told")
+
+    first.on_sample = fail
+    b.step(1)
+    with pytest.raises(ValueError, match="cannot be told"):
+        first.finished.result(timeout=5)
+    second.finished.result(timeout=5)
+    third = b.job(1)
+    b.step(1)
+    third.finished.result(timeout=5)
+
+
+def test_engine_that_cannot_forget_what_failed_does_not_end_the_worker(bench, monkeypatch):
+    b = bench(max_batch=1)
+    doomed = b.job(1)
+    b.settle(lambda: b.engine.running == 1)
+    drop = b.engine.drop
+
+    def fail():
+        drop()
+        raise RuntimeError("nor can it be aborted")
+
+    monkeypatch.setattr(b.engine, "drop", fail)
+    b.engine.fails = True
+    b.step(1)
+    b.engine.fails = False
+    with pytest.raises(RuntimeError, match="out of memory"):
+        doomed.finished.result(timeout=5)
+    later = b.job(1)
+    b.step(1)
+    later.finished.result(timeout=5)

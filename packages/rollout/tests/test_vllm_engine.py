@@ -24,7 +24,8 @@ class ToyVllm:
         self.told = []
         self.requests = {}
         self.loads = 0
-        self.asleep = self.fails = False
+        self.asleep = self.fails = self.cut_short = False
+        self.reason = "length"
 
     def add_request(self, name, prompt, parameters):
         assert not self.asleep
@@ -39,8 +40,8 @@ class ToyVllm:
         for name in list(self.requests):
             self.requests[name] -= 1
             flat = SimpleNamespace(token_ids=[10], logprobs=[-0.5], start_indices=[0], end_indices=[1])
-            completion = SimpleNamespace(token_ids=[10 + self.loads], logprobs=flat, finish_reason="length")
-            finished = not self.requests[name]
+            completion = SimpleNamespace(token_ids=[10 + self.loads], logprobs=flat, finish_reason=self.reason)
+            finished = self.cut_short or not self.requests[name]
             outputs.append(
                 SimpleNamespace(request_id=name, outputs=[completion], finished=finished, prompt_logprobs=None)
             )
@@ -192,3 +193,18 @@ def test_more_wait_in_vllm_than_run_and_no_more_than_that(make):
 def test_prompts_are_scored_at_temperature_one_only(make):
     with pytest.raises(RequestError, match="temperature 1"):
         make().samples([[5]], Sampling(max_tokens=0, echo=True, temperature=0.5))
+
+
+def test_a_prompt_that_fills_the_context_is_refused_before_vllm_sees_it(make):
+    engine = make()
+    with pytest.raises(RequestError, match="fills the context of 64"):
+        engine.samples([[5] * 64], Sampling(max_tokens=0, echo=True, temperature=1))
+
+
+def test_a_sequence_that_vllm_ended_by_itself_is_an_error(make):
+    engine = make()
+    engine._llm.reason, engine._llm.cut_short = "abort", True
+    engine.add(samples := some(engine, tokens=5))
+    with pytest.raises(WorkError, match="ended a sequence with 'abort'"):
+        finish(engine)
+    assert samples[0].finish_reason is None
