@@ -24,11 +24,14 @@ from online_fakes import (
     tiny_settings,
 )
 
+from posttrain.core.clients import Completion
 from posttrain.core.errors import RequestError, WorkError
 from posttrain.trainers import ppo
-from posttrain.trainers.method import OnlineMethod
+from posttrain.trainers.batch import Batch
+from posttrain.trainers.method import Group, OnlineMethod
 from posttrain.trainers.models import save_checkpoint
 from posttrain.trainers.online import OnlineLoop, train_online
+from posttrain.trainers.online_metrics import sampling_metrics
 from posttrain.trainers.phases import Phases
 from posttrain.trainers.rewards import terminal_rewards, weighted_sum
 from posttrain.trainers.rollouts import RenderedPrompt, held_version, take_prompts
@@ -517,3 +520,46 @@ def test_the_engine_is_compared_on_the_tokens_that_the_rule_mask_takes_out_of_th
     assert torch.equal(batch.sampled, sampled)
     _, differences = loop.accumulate(batch)
     assert sum(len(difference) for difference in differences) == sum(len(ids) for ids in batch.completion_ids)
+
+
+def sampled_group(rewards, reasons):
+    prompt = RenderedPrompt({"id": "0", "prompt": [], "reference": None, "kind": ""}, [1])
+    completions = [Completion([2, 3], [-1.0, -1.0], "", reason) for reason in reasons]
+    return Group(prompt, completions, torch.tensor(rewards), {"rm": torch.tensor([1.0, 2.0, 3.0])})
+
+
+@pytest.mark.parametrize(
+    ("rule", "reasons", "mean", "std"),
+    [
+        ("mask", ["stop", "length", "stop"], 3.0, 1.0),
+        ("penalty", ["stop", "length", "stop"], 2.0, 8**0.5 / 3**0.5),
+        ("mask", ["length"] * 3, 0.0, 0.0),
+    ],
+)
+def test_the_mean_reward_is_of_the_completions_that_the_method_learns_from(rule, reasons, mean, std):
+    rewards = [2.0, 0.0, 4.0] if "stop" in reasons else [0.0] * 3
+    metrics = sampling_metrics([sampled_group(rewards, reasons)], None, rule)
+    assert (metrics["reward/mean"], metrics["reward/std"]) == pytest.approx((mean, std))
+    assert metrics["score/rm/mean"] == 2.0  # raw, of all
+
+
+@pytest.mark.parametrize("finished", [[True, False], [False, False]])
+def test_the_penalised_reward_leaves_out_rows_that_the_rule_mask_empties(finished):
+    settings = ppo.Settings(kl_coef=0.5)
+    finished = torch.tensor(finished)
+    mask = finished[:, None].expand(2, 2).clone()
+    batch = Batch(
+        prompt_ids=[[1], [1]],
+        completion_ids=[[2, 3], [2, 3]],
+        mask=mask,
+        sampled_logprobs=torch.full((2, 2), -1.0),
+        rewards=torch.tensor([3.0, 0.0]),
+        groups=torch.tensor([0, 1]),
+        finished=finished,
+        logprobs=torch.full((2, 2), -1.0),
+        ref_logprobs=torch.full((2, 2), -2.0),
+        outputs={"values": torch.zeros(2, 2)},
+    )
+    _, metrics = ppo.PPO(settings).credit(batch)
+    # Two tokens of one nat each: 3 - 0.5 * 2.
+    assert metrics["reward/penalised"] == pytest.approx(2.0 if finished.any() else 0.0)

@@ -36,12 +36,12 @@ def whiten(
 def explained_variance(
     predictions: Float[Tensor, "*shape"], targets: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]
 ) -> float:
-    """1 − Var(targets − predictions) / Var(targets); NaN if the targets are constant.
+    """1 − Var(targets − predictions) / Var(targets); NaN if the targets are constant or none.
 
     1 is a perfect critic, 0 one that knows the mean only, below 0 worse than that.
     """
     targets, errors = targets[mask], (targets - predictions)[mask]
-    variance = targets.var(correction=0)
+    variance = targets.var(correction=0) if len(targets) else 0.0
     if not variance > 0:
         return float("nan")
     return float(1 - errors.var(correction=0) / variance)

@@ -119,7 +119,7 @@ class OnlineLoop:
             groups = self.reward_groups(prompts, self.rollouts.take(prompts, step, seed, phases))
             sampled += groups
             accepted += [group for group in groups if self.method.accept(group)]
-        metrics = sampling_metrics(sampled, settings.gold_source)
+        metrics = sampling_metrics(sampled, settings.gold_source, settings.truncation)
         return accepted, metrics | {"groups_refused": float(len(sampled) - len(accepted))}
 
     def reward_groups(self, prompts: Sequence[RenderedPrompt], rollout: ScoredRollout) -> list[Group]:

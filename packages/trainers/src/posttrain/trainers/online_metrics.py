@@ -12,15 +12,20 @@ from posttrain.trainers.batch import Batch
 from posttrain.trainers.kl import k1, k3
 from posttrain.trainers.masked import masked_mean
 from posttrain.trainers.method import Group
+from posttrain.trainers.rewards import TruncationRule
 
 
-def sampling_metrics(groups: Sequence[Group], gold_source: str | None) -> dict[str, float]:
+def sampling_metrics(groups: Sequence[Group], gold_source: str | None, truncation: TruncationRule) -> dict[str, float]:
     """Rewards and lengths of all completions sampled in a step, those that the method refused included.
 
-    `reward/mean` and `reward/std` are of what the method learns from; `score/<source>/…` is raw; `gold/…` is the gold
-    source's, also by kind of prompt.
+    `reward/mean` and `reward/std` are of what the method learns from: under the rule `mask` of finished completions,
+    0 if there are none. `score/<source>/…` is raw; `gold/…` is the gold source's, also by kind of prompt.
     """
-    metrics = _mean_and_std("reward", torch.cat([group.rewards for group in groups]))
+    completions = [completion for group in groups for completion in group.completions]
+    rewards = torch.cat([group.rewards for group in groups])
+    finished = torch.tensor([completion.finish_reason == "stop" for completion in completions])
+    # Where nothing finished all rewards are the rule's zeros.
+    metrics = _mean_and_std("reward", rewards[finished] if truncation == "mask" and finished.any() else rewards)
     for source in groups[0].scores:
         metrics |= _mean_and_std(f"score/{source}", torch.cat([group.scores[source] for group in groups]))
     if gold_source:
@@ -28,7 +33,6 @@ def sampling_metrics(groups: Sequence[Group], gold_source: str | None) -> dict[s
         for kind in sorted({group.prompt.prompt["kind"] for group in groups}):
             of_kind = [group.scores[gold_source] for group in groups if group.prompt.prompt["kind"] == kind]
             metrics[f"gold/{kind}"] = float(torch.cat(of_kind).mean())
-    completions = [completion for group in groups for completion in group.completions]
     lengths = [len(completion.token_ids) for completion in completions]
     return metrics | {
         "completion/length": sum(lengths) / len(lengths),

@@ -74,9 +74,10 @@ class PPO(OnlineMethod):
         kl_coef = self._kl.coef
         rewards = token_rewards(batch.rewards, log_ratio, batch.mask, kl_coef)
         advantages, returns = gae(rewards, values, batch.mask, settings.gamma, settings.lam)
+        penalised = rewards.sum(dim=1)[batch.mask.any(dim=1)]  # a row that the rule `mask` empties has no reward
         metrics = {
             "kl_coef": kl_coef,
-            "reward/penalised": float(rewards.sum(dim=1).mean()),
+            "reward/penalised": float(penalised.mean()) if len(penalised) else 0.0,
             "explained_variance": explained_variance(values, returns, batch.mask),
             "returns/mean": float(masked_mean(returns, batch.mask)),
             "values/mean": float(masked_mean(values, batch.mask)),
