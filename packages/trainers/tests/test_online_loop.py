@@ -26,6 +26,7 @@ from online_fakes import (
 
 from posttrain.core.clients import Completion
 from posttrain.core.errors import RequestError, WorkError
+from posttrain.core.seeds import derive_seed
 from posttrain.trainers import ppo
 from posttrain.trainers.batch import Batch
 from posttrain.trainers.method import Group, OnlineMethod
@@ -440,6 +441,39 @@ def test_a_request_that_fails_ends_the_rollout(tmp_path):
     inputs = tiny_inputs(tmp_path)
     with pytest.raises(WorkError, match="out of memory"):
         ppo.train(tiny_settings(overlap_scoring=True), dataclasses.replace(inputs, policy=Failing(inputs.start)))
+
+
+class LastFails(FakePolicy):
+    """Fails at the last prompt of a rollout at once, and answers the others when `released` is set."""
+
+    def __init__(self, checkpoint):
+        super().__init__(checkpoint)
+        self.others, self.released = threading.Semaphore(0), threading.Event()
+
+    def complete(self, prompts, *, seed, **arguments):
+        if seed == self.last:
+            for _ in range(3):
+                assert self.others.acquire(timeout=30)
+            raise WorkError("out of memory")
+        self.others.release()
+        assert self.released.wait(30)
+        return super().complete(prompts, seed=seed, **arguments)
+
+
+def test_a_failure_is_known_before_the_other_requests_end_and_nothing_is_scored_after_it(tmp_path):
+    settings = tiny_settings(overlap_scoring=True)
+    inputs = tiny_inputs(tmp_path)
+    policy = LastFails(inputs.start)
+    policy.last = derive_seed(7, "prompt", 3)
+    loop = OnlineLoop(ppo.PPO(settings), settings, dataclasses.replace(inputs, policy=policy))
+    with pytest.raises(WorkError, match="out of memory"):
+        loop.rollouts.take(loop.prompts[:4], 0, 7, Phases())
+    under_way = [thread for thread in threading.enumerate() if thread.name.startswith("rollout")]
+    assert len(under_way) >= 3
+    policy.released.set()
+    for thread in under_way:
+        thread.join(30)
+    assert not inputs.reward.asked
 
 
 class RoughPolicy(FakePolicy):

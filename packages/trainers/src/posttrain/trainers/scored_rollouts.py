@@ -6,7 +6,7 @@ those of their prompt have ended, while the service goes on with the rest. The r
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 import torch
@@ -70,17 +70,37 @@ class ScoredRollouts:
 
     def _by_prompt(self, prompts: Sequence[RenderedPrompt], step: int, seed: int, phases: Phases) -> ScoredRollout:
         began = time.perf_counter()
+        failures: list[BaseException] = []  # the first is the cause; after it nothing further is asked
+
+        def unless_failed() -> None:
+            if failures:
+                raise CancelledError
 
         def one(place: int) -> tuple[list[Completion], float, dict[str, Tensor]]:
-            (choices,) = self._complete([prompts[place]], step, derive_seed(seed, "prompt", place))
-            ended = time.perf_counter()
-            return choices, ended, self._score([prompts[place]], [choices])
+            try:
+                unless_failed()
+                (choices,) = self._complete([prompts[place]], step, derive_seed(seed, "prompt", place))
+                ended = time.perf_counter()
+                unless_failed()
+                return choices, ended, self._score([prompts[place]], [choices])
+            except BaseException as error:
+                failures.append(error)
+                raise
 
         pool = ThreadPoolExecutor(min(len(prompts), REQUESTS_AT_ONCE), "rollout")
         try:
-            parts = list(pool.map(one, range(len(prompts))))
+            futures = [pool.submit(one, place) for place in range(len(prompts))]
+            wait(futures, return_when=FIRST_EXCEPTION)
+            if failures:
+                raise failures[0]
+            parts = [future.result() for future in futures]
+        except BaseException as error:
+            failures.append(error)  # an interrupt of this thread stops the others too
+            raise
         finally:
-            pool.shutdown(cancel_futures=True)  # after a failure nothing further is asked
+            # A request under way may take minutes, and the failure should be known before: its thread ends by itself
+            # when the answer comes, which nobody reads.
+            pool.shutdown(wait=not failures, cancel_futures=True)
         generated = max(ended for _, ended, _ in parts)
         phases.add("generation", generated - began)
         phases.add("reward", time.perf_counter() - generated)
