@@ -2,7 +2,8 @@
 
 Takes a method (an object of mathematics, see `OnlineMethod`), its settings and a stage's inputs; policies and rewards
 are services, reached over HTTP only. Gives a checkpoint, metrics.jsonl and a summary. It knows nothing of any method.
-The same inputs give the same bits, and a killed run that is started again ends as an uninterrupted one would have.
+The same inputs give the same bits, and a killed run that is started again ends as an uninterrupted one would have;
+both but for a reward model's last digits under `overlap_scoring`.
 """
 
 from collections import defaultdict

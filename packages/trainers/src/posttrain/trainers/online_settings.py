@@ -42,7 +42,9 @@ class OnlineSettings(Settings):
     """For the rule `penalty`, and for `lowest` when nothing finished."""
     overlap_scoring: bool = False
     """Ask for each prompt in a request of its own, and score its completions while the others are generated. Worth it
-    where completions end seconds apart; on the nano lab a request costs more than there is to hide."""
+    where completions end seconds apart; on the nano lab a request costs more than there is to hide. The reward service
+    merges the requests that wait, so a reward model's last digits (1e-4) depend on when completions end, and such a run
+    is not repeated to the bit; verifiers are exact."""
     epochs: int = Field(1, ge=1)
     """Passes over each rollout."""
     minibatches: int = Field(4, ge=1)

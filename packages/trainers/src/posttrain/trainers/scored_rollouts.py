@@ -1,7 +1,9 @@
 """A rollout with its raw scores: prompts and a step go in, completions and what each source says of them come out.
 
 All prompts in one request and all completions in another, or prompt by prompt: then completions are scored as soon as
-those of their prompt have ended, while the service goes on with the rest. The result does not depend on who is faster.
+those of their prompt have ended, while the service goes on with the rest. Completions and the scores of verifiers do
+not depend on who is faster. Those of a reward model do in their last digits (1e-4): the reward service merges the
+requests that wait, so the shapes of its batches, and with them its rounding, follow the times of arrival.
 """
 
 import time
