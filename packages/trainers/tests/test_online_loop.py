@@ -147,7 +147,7 @@ def test_a_source_that_is_both_reward_and_gold_is_asked_once(tmp_path):
 
 def test_every_number_that_a_reader_needs_is_in_every_row(tmp_path):
     inputs = tiny_inputs(tmp_path)
-    ppo.train(tiny_settings(validate_every=2, validation_prompts=3), inputs)
+    summary = ppo.train(tiny_settings(validate_every=2, validation_prompts=3), inputs)
     from posttrain.core.metrics import MetricsLog
 
     rows = MetricsLog(inputs.run.metrics_path).rows()
@@ -162,6 +162,10 @@ def test_every_number_that_a_reader_needs_is_in_every_row(tmp_path):
     for row in rows[:4]:
         assert names <= row.keys(), names - row.keys()
     assert [row["step"] for row in rows if "seconds/save" in row] == [2]  # the step after the save
+    assert [row["step"] for row in rows if "seconds/validation" in row] == [0, 2, 4]
+    assert rows[4]["seconds"] == rows[4]["seconds/validation"] > 0
+    assert summary["totals"]["seconds"] == pytest.approx(sum(row["seconds"] for row in rows))
+    assert summary["last_step"]["reward/mean"] == rows[3]["reward/mean"]
     assert [("validation/gold" in row, "validation/rm" in row) for row in rows] == [
         (True, True),
         (False, False),

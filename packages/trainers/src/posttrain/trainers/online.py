@@ -101,7 +101,8 @@ class OnlineLoop:
                         save_state(self.learners.accelerator, self.inputs.run.state, self.position.step)
                 progress.advance(self.position.step, reward=metrics["reward/mean"], kl=metrics.get("kl", 0.0))
         if self.settings.validate_every:
-            self.log.log(self.position.step, **self.validate(Phases(), last=True))
+            validation = self.validate(phases, last=True)
+            self.log.log(self.position.step, **validation, **phases.logged)
         save_checkpoint(self.learners.plain_policy(), self.learners.tokenizer, self.inputs.run.checkpoint)
         return self.summary()
 
@@ -265,8 +266,7 @@ class OnlineLoop:
         lengths = [len(g.prompt.ids) + len(c.token_ids) for g in groups for c in g.completions]
         trained = sum(lengths) * self.settings.epochs
         return {
-            **{f"seconds/{name}": value for name, value in seconds.items()},
-            "seconds": phases.total,
+            **phases.logged,
             "tokens_trained": float(trained),
             "tokens_per_second/generation": metrics["tokens_generated"] / seconds["generation"],
             "tokens_per_second/update": trained / seconds["update"] if trained else 0.0,
@@ -281,7 +281,7 @@ class OnlineLoop:
             "tokens_trained",
             *sorted({k for r in rows for k in r if "seconds/" in k}),
         ]
-        last = rows[-1]
+        last = [row for row in rows if "reward/mean" in row][-1]  # the last validation has a row of its own
         kept = ("reward/mean", "gold/mean", "kl", "entropy", "completion/length", "completion/truncated")
         return {
             "steps": self.position.step,

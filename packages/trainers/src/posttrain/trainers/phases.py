@@ -25,6 +25,11 @@ class Phases:
         self.seconds[name] += seconds
 
     @property
+    def logged(self) -> dict[str, float]:
+        """As a row of metrics names them: `seconds/<phase>`, and all of them as `seconds`."""
+        return {**{f"seconds/{name}": value for name, value in self.seconds.items()}, "seconds": self.total}
+
+    @property
     def total(self) -> float:
         """Seconds of all phases."""
         return sum(self.seconds.values())
