@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 
 from posttrain.core.errors import WorkError
 from posttrain.reward_model.functions import FunctionLimits, FunctionPool, UserFunction, function_of_file
-from posttrain.reward_model.functions.pool import Failure
+from posttrain.reward_model.functions.pool import Failure, _Process
 
 pytestmark = pytest.mark.service
 
@@ -22,6 +23,8 @@ import ctypes, os, signal, subprocess, sys, time
 def does(prompt, completion, reference):
     if completion == "exit": os._exit(3)
     if completion == "crash": ctypes.string_at(0)
+    if completion == "real-time signal": os.kill(os.getpid(), 40)
+    if completion == "babble": os.write(int(sys.argv[1]), b"no JSON\\n")
     if completion == "raise": raise ValueError(completion * 1000)
     if completion == "leave": sys.exit(0)
     if completion == "eat": [0] * 10**11
@@ -68,9 +71,11 @@ def children() -> list[psutil.Process]:
     [
         ("exit", "it ended its process (exit status 3)"),
         ("crash", "it ended its process (SIGSEGV)"),
-        ("raise", "it raised ValueError at rewards.py:7"),
-        ("leave", "it raised SystemExit at rewards.py:8"),
-        ("eat", "it raised MemoryError at rewards.py:9"),
+        ("real-time signal", "it ended its process (signal 40)"),
+        ("babble", "its process gave an answer that cannot be read (JSONDecodeError)"),
+        ("raise", "it raised ValueError at rewards.py:9"),
+        ("leave", "it raised SystemExit at rewards.py:10"),
+        ("eat", "it raised MemoryError at rewards.py:11"),
         ("hang", "it took more than 0.4 s and was ended"),
         ("spin", "it took more than 0.4 s and was ended"),
         ("stubborn", "it took more than 0.4 s and was ended"),
@@ -145,6 +150,8 @@ def test_a_replaced_process_runs_the_code_that_the_version_names(tmp_path: Path)
     [
         ("import no_such_module\n", "cannot be imported: ModuleNotFoundError"),
         ("import os\nos._exit(7)\n", r"ended its process while it was loaded \(exit status 7\)"),
+        ("import os\nos.kill(os.getpid(), 40)\n", r"ended its process while it was loaded \(signal 40\)"),
+        ("import os, sys\nos.write(int(sys.argv[1]), b'1\\n')\n", "an answer that cannot be read"),
         ("x = 1\n", "has no function 'f'"),
     ],
 )
@@ -154,6 +161,73 @@ def test_a_function_that_cannot_be_loaded_is_one_error(tmp_path: Path, source: s
     with pytest.raises(WorkError, match=says):
         FunctionPool(function_of_file("f", f"{path}:f"))
     assert not children()
+
+
+def full(*args, **kwargs):
+    raise OSError(24, "Too many open files")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("what", [(socket, "socketpair"), (subprocess, "Popen")])
+def test_a_first_process_that_cannot_be_started_is_one_error(file: Path, monkeypatch: pytest.MonkeyPatch, what):
+    monkeypatch.setattr(*what, full)
+    with pytest.raises(WorkError, match="source 'does' cannot start a process: Too many open files"):
+        FunctionPool(function_of_file("does", f"{file}:does"))
+
+
+@pytest.mark.timeout(30)
+def test_a_later_process_that_cannot_be_started_costs_its_items_only(file: Path):
+    pool = FunctionPool(function_of_file("does", f"{file}:does"), FunctionLimits(processes=1))
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr(subprocess, "Popen", full)
+        failed = Failure("source 'does' cannot start a process: Too many open files")
+        assert pool.submit(items("exit")).result(10) == [Failure("it ended its process (exit status 3)")]
+        assert pool.submit(items("a", "bb")).result(10) == [failed, failed]
+    assert pool.submit(items("a", "bb")).result(30) == [1.0, 2.0]
+    pool.close()
+
+
+def test_a_process_that_cannot_be_started_leaves_no_socket(file: Path, monkeypatch: pytest.MonkeyPatch):
+    made: list[socket.socket] = []
+    socketpair = socket.socketpair
+
+    def remembered():
+        made.extend(socketpair())
+        return made[-2:]
+
+    monkeypatch.setattr(socket, "socketpair", remembered)
+    monkeypatch.setattr(subprocess, "Popen", full)
+    with pytest.raises(WorkError):
+        _Process(function_of_file("does", f"{file}:does"), FunctionLimits())
+    assert [end.fileno() for end in made] == [-1, -1]
+
+
+@pytest.mark.timeout(30)
+def test_an_error_nobody_foresaw_reaches_who_makes_the_pool(file: Path, monkeypatch: pytest.MonkeyPatch):
+    def broken(*args):
+        raise LookupError("nobody foresaw this")
+
+    monkeypatch.setattr("posttrain.reward_model.functions.pool._Process", broken)
+    with pytest.raises(LookupError, match="nobody foresaw this"):
+        FunctionPool(function_of_file("does", f"{file}:does"))
+
+
+def test_an_error_nobody_foresaw_costs_its_items_only_and_is_logged_without_them(
+    file: Path, caplog: pytest.LogCaptureFixture
+):
+    pool = FunctionPool(function_of_file("does", f"{file}:does"), FunctionLimits(processes=1))
+
+    def broken(job, places, process):
+        process.end()
+        raise LookupError(job.items[0][1])
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pool, "_run", broken)
+        assert pool.submit(items("secret")).result(10) == [Failure("the service failed; its log says where")]
+    assert pool.submit(items("a")).result(30) == [1.0]
+    pool.close()
+    assert "source 'does' failed with LookupError at" in caplog.text
+    assert "secret" not in caplog.text
 
 
 def test_an_installed_function_runs_too():

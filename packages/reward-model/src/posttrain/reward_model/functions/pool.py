@@ -10,6 +10,7 @@ Processes are started afresh, not forked: a copy of a process with torch's threa
 here, and ends when that thread or the whole service does, by whatever cause. It does not bound what waits.
 """
 
+import logging
 import math
 import os
 import signal
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -27,6 +29,8 @@ from typing import Any
 from posttrain.core.errors import WorkError
 from posttrain.reward_model.functions.channel import Channel, Silent
 from posttrain.reward_model.functions.spec import UserFunction
+
+log = logging.getLogger(__name__)
 
 Item = list[Any]
 START_SECONDS = 60.0
@@ -81,7 +85,7 @@ class FunctionPool:
             thread.start()
         try:
             loaded.result()
-        except WorkError:
+        except Exception:
             self.close()
             raise
 
@@ -115,11 +119,19 @@ class FunctionPool:
             try:
                 process = _Process(self.function, self.limits)
                 loaded.set_result(None)
-            except WorkError as error:
+            except Exception as error:  # noqa: BLE001 - who made the pool waits for it, whatever it is
                 loaded.set_exception(error)
                 return
         while taken := self._take():
-            process = self._run(*taken, process)
+            try:
+                process = self._run(*taken, process)
+            except Exception as error:  # noqa: BLE001 - a thread that ends leaves its callers without an answer
+                process = None
+                # The error's own text may quote an item, so only its kind and place are logged.
+                place = "".join(traceback.format_tb(error.__traceback__))
+                log.error("source '%s' failed with %s at\n%s", self.function.name, type(error).__name__, place)
+                job, places = taken
+                self._record(job, places, Failure("the service failed; its log says where"))
         if process is not None:
             process.end()
 
@@ -180,6 +192,8 @@ class FunctionPool:
             return Failure(f"it took more than {limit} and was ended")
         except EOFError:
             return Failure(f"it ended its process ({process.how_it_ended()})")
+        except Exception as error:  # noqa: BLE001 - a process runs somebody's code, which may write to the socket
+            return Failure(f"its process gave an answer that cannot be read ({type(error).__name__})")
         return None
 
     def _answer(self, job: _Job, process: "_Process") -> dict[str, Any] | None:
@@ -211,31 +225,23 @@ class _Process:
     """A process that has loaded the function. WorkError when it could not."""
 
     def __init__(self, function: UserFunction, limits: FunctionLimits) -> None:
-        ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "posttrain.reward_model.functions.worker"]
-        command += [str(theirs.fileno()), str(os.getpid()), str(limits.memory_mib)]
-        with theirs:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                process_group=0,
-                env=_environment(),
-            )
+        try:
+            self._process, ours = _start(limits)
+        except OSError as error:
+            raise WorkError(f"source '{function.name}' cannot start a process: {error.strerror}") from None
         self.channel = Channel(ours)
         try:
             self.channel.send(asdict(function), START_SECONDS)
-            said = self.channel.receive(START_SECONDS)
+            refusal = self.channel.receive(START_SECONDS).get("error")
         except Silent:
-            self.end()
-            raise WorkError(f"source '{function.name}' was not loaded within {START_SECONDS:.0f} s") from None
+            refusal = f"source '{function.name}' was not loaded within {START_SECONDS:.0f} s"
         except EOFError:
-            how = self.how_it_ended()
+            refusal = f"source '{function.name}' ended its process while it was loaded ({self.how_it_ended()})"
+        except Exception as error:  # noqa: BLE001 - what it is loaded from may write to the socket
+            refusal = f"source '{function.name}' was loaded with an answer that cannot be read ({type(error).__name__})"
+        if refusal is not None:
             self.end()
-            raise WorkError(f"source '{function.name}' ended its process while it was loaded ({how})") from None
-        if "error" in said:
-            self.end()
-            raise WorkError(said["error"])
+            raise WorkError(refusal)
 
     def end(self) -> None:
         """Kills the process and what it started, and waits for it."""
@@ -252,7 +258,32 @@ class _Process:
             status = self._process.wait(GLANCE_SECONDS)
         except subprocess.TimeoutExpired:
             return "it closed the connection"
-        return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        if status >= 0:
+            return f"exit status {status}"
+        try:
+            return signal.Signals(-status).name
+        except ValueError:  # most real-time signals have no name
+            return f"signal {-status}"
+
+
+def _start(limits: FunctionLimits) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A worker's process and this end of its socket; an OSError leaves neither."""
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "posttrain.reward_model.functions.worker"]
+    command += [str(theirs.fileno()), str(os.getpid()), str(limits.memory_mib)]
+    with theirs:
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                process_group=0,
+                env=_environment(),
+            )
+        except BaseException:
+            ours.close()
+            raise
+    return process, ours
 
 
 def _environment() -> dict[str, str]:
