@@ -159,10 +159,43 @@ def test_a_model_with_recurrent_layers_is_left_as_it_was():
         linear_key_head_dim=8,
         linear_value_head_dim=8,
     )
-    model = model_of(config)
+    assert_left_as_it_was(model_of(config))
+
+
+def small_qwen2_moe(**changes):
+    small = {k: v for k, v in SMALL.items() if k != "head_dim"}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    return model_of(transformers.Qwen2MoeConfig(**small, **experts, shared_expert_intermediate_size=16, **changes))
+
+
+def assert_left_as_it_was(model):
     assert not read_packed(model)
     assert model.config._attn_implementation == "sdpa"
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_window_that_only_the_attention_mask_knows_is_not_packed_though_it_is_longer_than_the_probe():
+    assert_left_as_it_was(small_qwen2_moe(use_sliding_window=True, sliding_window=64, max_window_layers=2))
+    assert_left_as_it_was(
+        model_of(transformers.PhimoeConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, sliding_window=64))
+    )
+
+
+def test_a_family_whose_window_is_not_in_use_is_packed():
+    assert read_packed(small_qwen2_moe(use_sliding_window=False, sliding_window=64))
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+def test_a_window_that_attention_is_told_of_is_packed_though_it_is_longer_than_the_probe(family):
+    config = copy.deepcopy(FAMILIES[family])
+    config.sliding_window = 64
+    assert read_packed(model_of(config))
+
+
+def test_chunked_attention_is_not_packed():
+    model = model_of(FAMILIES["llama"])
+    model.config.attention_chunk_size = 64
+    assert_left_as_it_was(model)
 
 
 def test_a_checkpoint_says_nothing_of_packing(pair, tmp_path):

@@ -3,7 +3,8 @@
 Families need no code of their own: their modules compute projections, norms and rotary positions on the packed
 sequence as on any other, and only the attention between tokens is done here, in rectangles. `read_packed` prepares a
 model and checks, against padded rows, that it then says the same; a model with other ways for tokens to meet (recurrent
-states, relative biases) fails that check and is left as it was.
+states, relative biases) fails that check and is left as it was. So is one whose attention ends somewhere without saying
+so here: the rows of that check are too short to show it.
 """
 
 from typing import Any
@@ -20,6 +21,7 @@ from posttrain.trainers.packed_rows import PackedRows, Packing, Rectangle
 from posttrain.trainers.padded_rows import PaddedRows
 
 NAME = "posttrain_packed"
+PROBE = "posttrain_packed_probe"
 TOLERANCE = 1e-3
 """Nats by which log-probabilities of packed and padded rows may differ for rounding, in fp32."""
 
@@ -29,22 +31,43 @@ def read_packed(model: PreTrainedModel) -> bool:
 
     It can read padded rows afterwards as before, but no 2-D attention mask, which is not needed for either.
     """
+    config = model.config.get_text_config()
+    if getattr(config, "attention_chunk_size", None) is not None:
+        return False  # chunks are in the attention mask only, which packed rows do not have
     before = model.config._attn_implementation
+    windows: set[int | None] = set()
+
+    def note_window(*inputs: Any, **more: Any) -> tuple[Tensor, None]:
+        windows.add(more.get("sliding_window"))
+        return attend(*inputs, **more)
+
+    AttentionInterface.register(PROBE, note_window)
     expected = _sample_logprobs(model, packed=False)
     for prepare in (_spare_prompts_in_last_mlp, lambda _: []):
         handles: list[Any] = []
         try:
-            model.set_attn_implementation(NAME)
+            model.set_attn_implementation(PROBE)
             handles = prepare(model)
             found = _sample_logprobs(model, packed=True)
         except (AttributeError, TypeError, ValueError, RuntimeError):
             found = None  # a family that takes no further arguments, or whose attention is its own
-        if found is not None and torch.allclose(found, expected, rtol=0, atol=TOLERANCE):
+        # Some families (qwen2_moe, phimoe) have their window in the attention mask only.
+        window_known = not _slides(config) or windows - {None}
+        if found is not None and window_known and torch.allclose(found, expected, rtol=0, atol=TOLERANCE):
+            model.set_attn_implementation(NAME)
             return True
         for handle in handles:
             handle.remove()
         model.set_attn_implementation(before)
     return False
+
+
+def _slides(config: Any) -> bool:
+    """Whether some layer may see a window only: where there is one, and neither flag nor kinds of layers deny it."""
+    if not getattr(config, "sliding_window", None):  # 0 is qwen2_moe's word for none
+        return False
+    flag, kinds = getattr(config, "use_sliding_window", None), getattr(config, "layer_types", None)
+    return bool(flag) or "sliding_attention" in (kinds or ()) or (flag is None and kinds is None)
 
 
 def attend(
