@@ -1,7 +1,6 @@
 """PPO against the real services over sockets: killed and restarted, it ends with the bits of a calm run."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -48,7 +48,9 @@ class Service:
             time.sleep(0.1)
 
     def kill(self):
-        os.killpg(self.process.pid, signal.SIGKILL)
+        # The worker too, which is told to end when its parent has, and would answer what has come until then.
+        for process in (*psutil.Process(self.process.pid).children(recursive=True), self.process):
+            process.kill()
         self.process.wait()
 
 
