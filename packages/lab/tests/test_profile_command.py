@@ -12,7 +12,7 @@ STEPS = [
     {"step": 0, "seconds/validation": 4.0, "seconds/generation": 1.0, "seconds/update": 3.0, "tokens_generated": 100.0},
     {"step": 1, "seconds/generation": 2.0, "seconds/update": 3.0, "tokens_generated": 200.0, "tokens_trained": 600.0},
     {"step": 2, "seconds/generation": 3.0, "seconds/update": 4.0, "tokens_generated": 300.0, "tokens_trained": 400.0},
-    {"step": 3, "validation/rm": 0.5},
+    {"step": 3, "seconds": 5.0, "seconds/validation": 5.0, "validation/rm": 0.5},
 ]
 
 
@@ -37,13 +37,13 @@ def test_phases_by_hand_by_directory_and_by_fingerprint(run, tmp_path, capsys):
         assert told["run"] == str(run.path)
         assert (told["steps"], told["first_step"], told["last_step"]) == (3, 0, 2)
         assert told["whole"] == {"steps": 3, "first": 8.0, "median": 7.0, "last": 7.0, "seconds": 20.0}
-        update, generation, validation = told["phases"]
-        assert [p["phase"] for p in told["phases"]] == ["update", "generation", "validation"]
+        update, validation, generation = told["phases"]
+        assert [p["phase"] for p in told["phases"]] == ["update", "validation", "generation"]
         assert (update["first"], update["median"], update["last"]) == (3.0, 3.0, 4.0)
         assert update["tokens_per_second"] == pytest.approx(1000 / 10)
         assert generation["tokens_per_second"] == pytest.approx(600 / 6)
-        assert [p["share"] for p in told["phases"]] == pytest.approx([0.5, 0.3, 0.2])
-        assert (validation["steps"], validation["median"]) == (1, 4.0)
+        assert [p["share"] for p in told["phases"]] == pytest.approx([0.4, 0.36, 0.24])
+        assert (validation["steps"], validation["first"], validation["last"]) == (2, 4.0, 5.0)
         assert "tokens_per_second" not in validation
 
 

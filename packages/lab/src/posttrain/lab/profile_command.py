@@ -4,7 +4,7 @@ Only reads, also while the run goes on. Knows no method: every `seconds/<phase>`
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ from posttrain.core.metrics import MetricsLog
 from posttrain.lab.runs_command import RUNS, Json, RunsFolder, one_run
 
 PHASE = "seconds/"
+VALIDATION = f"{PHASE}validation"
 TOKENS = {"generation": "tokens_generated", "update": "tokens_trained"}
 """What a phase works on, by the name under which a step logs it."""
 
@@ -37,35 +38,41 @@ def profile(
 
 
 def read_steps(directory: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl that are steps with phases; RequestError, saying what is there, for none."""
+    """The rows of a run's metrics.jsonl that time phases; RequestError, saying what is there, for none."""
     path = directory / "metrics.jsonl"
     rows = MetricsLog(path).rows()
     if not rows:
         raise RequestError(
             f"{path} {'is empty' if path.exists() else 'does not exist'}: the run has logged no step yet"
         )
-    steps = [row for row in rows if any(name.startswith(PHASE) for name in row)]
-    if not steps:
+    if not any(_is_step(row) for row in rows):
         rate = rows[-1].get("tokens_per_second")
         known = f" (its last line says {rate:,.0f} tokens/s)" if rate else ""
         raise RequestError(f"{path} times no phases{known}: only methods that sample while they train, as ppo, do")
-    return steps
+    return [row for row in rows if any(name.startswith(PHASE) for name in row)]
 
 
-def profile_of(steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _is_step(row: Mapping[str, Any]) -> bool:
+    return any(name.startswith(PHASE) and name != VALIDATION for name in row)
+
+
+def profile_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """By phase, costliest first: its steps, seconds of the first, the median and the last of them, their sum, the share
     of all seconds and, where it works on tokens, tokens a second; and the same of whole steps.
 
-    A phase that not every step has (validation, save) counts the steps that have it, its share those of all.
+    A phase that not every step has (validation, save) counts those that have it, its share the seconds of all. The last
+    validation of a run comes after its steps: it counts as seconds, not as a step.
     """
-    names = dict.fromkeys(name for row in steps for name in row if name.startswith(PHASE))
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith(PHASE))
+    steps = [row for row in rows if _is_step(row)]
     whole = [sum(row.get(name) or 0.0 for name in names) for row in steps]
+    total = sum(row.get(name) or 0.0 for row in rows for name in names)
     phases = []
     for name in names:
         phase = name.removeprefix(PHASE)
-        having = [row for row in steps if row.get(name) is not None]
+        having = [row for row in rows if row.get(name) is not None]
         seconds = [row[name] for row in having]
-        entry = {"phase": phase, **_summary(seconds), "share": sum(seconds) / sum(whole) if sum(whole) else 0.0}
+        entry = {"phase": phase, **_summary(seconds), "share": sum(seconds) / total if total else 0.0}
         tokens = sum(row.get(TOKENS.get(phase, "")) or 0.0 for row in having)
         if tokens and sum(seconds):
             entry["tokens_per_second"] = tokens / sum(seconds)
