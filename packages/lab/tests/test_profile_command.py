@@ -36,7 +36,7 @@ def test_phases_by_hand_by_directory_and_by_fingerprint(run, tmp_path, capsys):
         told = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert told["run"] == str(run.path)
         assert (told["steps"], told["first_step"], told["last_step"]) == (3, 0, 2)
-        assert told["whole"] == {"steps": 3, "first": 8.0, "median": 7.0, "last": 7.0, "seconds": 20.0}
+        assert told["whole"] == {"steps": 3, "first": 8.0, "median": 7.0, "last": 7.0, "seconds": 20.0, "share": 0.8}
         update, validation, generation = told["phases"]
         assert [p["phase"] for p in told["phases"]] == ["update", "validation", "generation"]
         assert (update["first"], update["median"], update["last"]) == (3.0, 3.0, 4.0)
@@ -51,8 +51,8 @@ def test_the_table_has_a_line_for_each_phase_and_the_whole(run, capsys):
     log(run, STEPS)
     assert command(["profile", str(run.path)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["update", "3.000", "50.0%", "3.000", "4.000", "10.0", "3", "100"] in lines
-    assert ["whole", "step", "7.000", "100.0%", "8.000", "7.000", "20.0", "3"] in lines
+    assert ["update", "3.000", "40.0%", "3.000", "4.000", "10.0", "3", "100"] in lines
+    assert ["whole", "step", "7.000", "80.0%", "8.000", "7.000", "20.0", "3"] in lines
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def profile_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         phase = name.removeprefix(PHASE)
         having = [row for row in rows if row.get(name) is not None]
         seconds = [row[name] for row in having]
-        entry = {"phase": phase, **_summary(seconds), "share": sum(seconds) / total if total else 0.0}
+        entry = {"phase": phase, **_summary(seconds, total)}
         tokens = sum(row.get(TOKENS.get(phase, "")) or 0.0 for row in having)
         if tokens and sum(seconds):
             entry["tokens_per_second"] = tokens / sum(seconds)
@@ -82,17 +82,18 @@ def profile_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "first_step": steps[0]["step"],
         "last_step": steps[-1]["step"],
         "phases": sorted(phases, key=lambda entry: -entry["seconds"]),
-        "whole": _summary(whole),
+        "whole": _summary(whole, total),
     }
 
 
-def _summary(seconds: Sequence[float]) -> dict[str, Any]:
+def _summary(seconds: Sequence[float], total: float) -> dict[str, Any]:
     return {
         "steps": len(seconds),
         "first": seconds[0],
         "median": median(seconds),
         "last": seconds[-1],
         "seconds": sum(seconds),
+        "share": sum(seconds) / total if total else 0.0,
     }
 
 
@@ -100,7 +101,7 @@ def _print(directory: Path, found: dict[str, Any]) -> None:
     table = Table("phase", *("median s", "share", "first s", "last s", "in all s", "steps", "tokens/s"), box=None)
     for column in table.columns[1:]:
         column.justify = "right"
-    for entry in [*found["phases"], {"phase": "whole step", "share": 1.0, **found["whole"]}]:
+    for entry in [*found["phases"], {"phase": "whole step", **found["whole"]}]:
         rate = entry.get("tokens_per_second")
         table.add_row(
             entry["phase"],
