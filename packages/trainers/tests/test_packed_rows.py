@@ -192,6 +192,15 @@ def test_a_window_that_attention_is_told_of_is_packed_though_it_is_longer_than_t
     assert read_packed(model_of(config))
 
 
+@pytest.mark.parametrize("family", ["qwen2", "mistral", "gemma3"])
+def test_a_prepared_model_reads_padded_rows_as_before(family):
+    twin = model_of(FAMILIES[family])
+    model = copy.deepcopy(twin)
+    assert read_packed(model)
+    rows = PaddedRows().rows(draw([6, 3, 8]), draw([5, 9, 7], seed=1), [0, 1, 2])
+    assert torch.allclose(logprobs(model, rows), logprobs(twin, rows), atol=1e-5)
+
+
 def test_chunked_attention_is_not_packed():
     model = model_of(FAMILIES["llama"])
     model.config.attention_chunk_size = 64

@@ -88,6 +88,11 @@ def attend(
     The signature is transformers' `AttentionInterface`. ValueError for a soft cap of the scores.
     """
     if packing is None:
+        length = query.shape[2]
+        if attention_mask is None and sliding_window is not None and sliding_window < length:
+            # transformers makes no mask for an attention that it does not know, and SDPA knows of no window.
+            positions = torch.arange(length, device=query.device)
+            attention_mask = _visible(positions[:, None], positions, sliding_window)[None, None]
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **more
         )
