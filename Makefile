@@ -74,7 +74,7 @@ serve: $(READY) ## Serve SERVE=policy or reward in the foreground (ARGS="CHECKPO
 test: $(READY) ## Run the default tests (ARGS="-k …").
 	$(PYTEST) $(ARGS)
 
-test-fast: $(READY) ## Run the tests that start no server and train nothing (under a minute).
+test-fast: $(READY) ## Run the tests that start no server and train nothing (a minute).
 	$(PYTEST) -m 'not long and not service and not slow and not container and not gpu and not peer' $(ARGS)
 
 test-slow: $(READY) ## Run the tests marked slow.
