@@ -36,7 +36,7 @@ SHIPPED = {
 USED_WITHOUT_IMPORT = {
     ("data", "jinja2"): "transformers renders chat templates with it",
     **{
-        (folder, name): "uvicorn takes it where it is installed: a request costs a fifth less"
+        (folder, name): "uvicorn takes it where it is installed, in place of its own in Python"
         for folder in ("rollout", "reward-model")
         for name in ("httptools", "uvloop")
     },

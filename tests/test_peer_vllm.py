@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx
@@ -185,11 +185,9 @@ def wait_for(url: str, process: subprocess.Popen, log: Path, seconds: float = 30
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()[-2000:]
-        try:
+        with suppress(httpx.TransportError):  # it does not listen yet; that it lives is asserted above
             if httpx.get(url, timeout=2.0, trust_env=False).status_code == 200:
                 return
-        except httpx.TransportError:
-            pass
         time.sleep(0.3)
     pytest.fail(f"no answer after {seconds} s: {log.read_text()[-2000:]}")
 
