@@ -29,9 +29,9 @@ from posttrain.core.errors import RequestError, WorkError
 from posttrain.core.seeds import derive_seed
 from posttrain.trainers import ppo
 from posttrain.trainers.batch import Batch
-from posttrain.trainers.method import Group, OnlineMethod
 from posttrain.trainers.models import save_checkpoint
 from posttrain.trainers.online import OnlineLoop, train_online
+from posttrain.trainers.online_method import Group, OnlineMethod
 from posttrain.trainers.online_metrics import sampling_metrics
 from posttrain.trainers.phases import Phases
 from posttrain.trainers.rewards import terminal_rewards, weighted_sum

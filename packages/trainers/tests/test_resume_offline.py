@@ -47,7 +47,7 @@ def run_of(request, tmp_path, tiny_checkpoint, conversations, pairs, jsonl):
         max_length=96, batch_size=8, epochs=1, log_every=2, eval_every=4, save_every=3, optimizer="muon", muon_lr=0.01,
         **({"packing": True} if packed else {}),
     )  # fmt: skip
-    identity = StageIdentity(method, module.VERSION, {}, 0)
+    identity = StageIdentity(method, module.METHOD.version, {}, 0)
 
     def run(name, dies_after=None):
         inputs = StageInputs(RunDirectory(tmp_path / name), 0, tiny_checkpoint, source=Source(path=data), threads=1)

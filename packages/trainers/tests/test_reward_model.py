@@ -31,7 +31,7 @@ QUICK = {"max_length": 128, "batch_size": 8, "epochs": 4, "log_every": 1, "lr": 
 @pytest.fixture
 def run_rm(tmp_path, tiny_checkpoint, pairs, jsonl):
     def run(rows=pairs, policy=None, **settings):
-        identity = StageIdentity("rm", reward_model.VERSION, {"settings": settings}, 0)
+        identity = StageIdentity("rm", reward_model.METHOD.version, {"settings": settings}, 0)
         run = RunDirectory.of(tmp_path / "runs", "tiny", identity)
         inputs = StageInputs(
             run, 0, tiny_checkpoint, source=Source(path=jsonl("pairs.jsonl", rows)), policy=policy, threads=1

@@ -28,7 +28,7 @@ def run_sft(tmp_path, tiny_checkpoint, conversations, jsonl):
     data = jsonl("conversations.jsonl", conversations)
 
     def run(name="run", **settings):
-        identity = StageIdentity("sft", sft.VERSION, {"settings": settings}, 0)
+        identity = StageIdentity("sft", sft.METHOD.version, {"settings": settings}, 0)
         inputs = StageInputs(
             RunDirectory(tmp_path / name), seed=0, start=tiny_checkpoint, source=Source(path=data), threads=1
         )
@@ -105,7 +105,7 @@ def test_a_step_s_row_says_what_it_did(run_sft):
 def test_tokens_trained_count_no_padding(run_sft, tiny_tokenizer, conversations):
     _run, provenance = run_sft(epochs=2, held_out=0.1)
     data = demonstrations(tiny_tokenizer, conversations, 96)
-    counted = provenance["summary"]["tokens_trained"]
+    counted = provenance["summary"]["totals"]["tokens_trained"]
     held_out_tokens = sum(data.lengths) - counted / 2
     assert 0 < held_out_tokens < 6 * max(data.lengths)
     assert counted % 2 == 0
@@ -167,7 +167,7 @@ def test_the_update_does_not_depend_on_the_micro_batch(trainer_of):
 
 def test_packing_trains_on_the_same_tokens(run_sft):
     plain, packed = run_sft("plain", epochs=2)[1], run_sft("packed", epochs=2, packing=True)[1]
-    assert packed["summary"]["tokens_trained"] == plain["summary"]["tokens_trained"]
+    assert packed["summary"]["totals"]["tokens_trained"] == plain["summary"]["totals"]["tokens_trained"]
     assert packed["summary"]["held_out_loss"] == pytest.approx(plain["summary"]["held_out_loss"], rel=0.1)
 
 

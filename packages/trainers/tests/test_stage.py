@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -10,9 +11,10 @@ import yaml
 from posttrain.core.cli import run as command
 from posttrain.core.errors import RequestError, WorkError
 from posttrain.core.runs import RunDirectory, StageIdentity
-from posttrain.trainers import sft
+from posttrain.trainers import sft, stage
 from posttrain.trainers.provenance import environment
-from posttrain.trainers.stage import METHODS, StageInputs, method_module, run_stage
+from posttrain.trainers.registry import BUILT_IN, get_method
+from posttrain.trainers.stage import StageInputs, run_stage
 
 IDENTITY = StageIdentity("sft", 1, {"settings": {}}, seed=3, parents=(StageIdentity("base", 1, {}, 3),))
 
@@ -22,17 +24,21 @@ def inputs(tmp_path):
     return StageInputs(RunDirectory(tmp_path / "run"), seed=3, start=tmp_path, threads=1)
 
 
-def test_every_method_has_settings_a_version_and_train():
-    for method in METHODS:
-        module = method_module(method)
-        assert module.Settings().model_dump()
-        assert isinstance(module.VERSION, int)
-        assert callable(module.train)
+def test_every_method_is_described_and_its_defaults_are_valid():
+    for name in BUILT_IN:
+        method = get_method(name)
+        assert method.settings().model_dump()
+        assert method.version >= 1
+        if method.scores:
+            assert {"rewards", "gold_source"} <= set(method.settings.model_fields)
+        for setting, values in method.grid.items():
+            for value in values:
+                assert getattr(method.settings(**{setting: value}), setting) == value
 
 
 def test_an_unknown_method_is_told_the_nearest():
     with pytest.raises(RequestError, match=r"unknown method 'pppo' \(did you mean 'ppo'\?\)"):
-        method_module("pppo")
+        get_method("pppo")
 
 
 def test_config_and_provenance_say_what_was_run(inputs, monkeypatch):
@@ -44,7 +50,7 @@ def test_config_and_provenance_say_what_was_run(inputs, monkeypatch):
         given.run.state.mkdir()
         return {"loss": 0.5}
 
-    monkeypatch.setattr(sft, "train", train)
+    monkeypatch.setattr(stage, "get_method", lambda name: replace(sft.METHOD, train=train))
     provenance = run_stage("sft", sft.Settings(epochs=7), inputs, IDENTITY)
     assert not seen["finished"]
     assert seen["config"]["settings"]["epochs"] == 7
@@ -63,7 +69,7 @@ def test_a_failure_leaves_it_unfinished_and_the_lock_free(inputs, monkeypatch):
     def train(settings, given):
         raise WorkError("no space left")
 
-    monkeypatch.setattr(sft, "train", train)
+    monkeypatch.setattr(stage, "get_method", lambda name: replace(sft.METHOD, train=train))
     for _ in range(2):
         with pytest.raises(WorkError, match="no space left"):
             run_stage("sft", sft.Settings(), inputs, IDENTITY)
@@ -74,7 +80,7 @@ def test_a_second_writer_is_refused(inputs, monkeypatch):
     def train(settings, given):
         return run_stage("sft", settings, given, IDENTITY)
 
-    monkeypatch.setattr(sft, "train", train)
+    monkeypatch.setattr(stage, "get_method", lambda name: replace(sft.METHOD, train=train))
     with pytest.raises(WorkError, match="being written by another process"):
         run_stage("sft", sft.Settings(), inputs, IDENTITY)
 

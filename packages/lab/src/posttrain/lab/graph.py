@@ -17,7 +17,7 @@ from posttrain.data.sources import Source, describe_source
 from posttrain.lab.models import BaseModel, resolve_model
 from posttrain.lab.recipe import LEARNED, Recipe
 from posttrain.reward_model.sources import resolve
-from posttrain.trainers.stage import method_module
+from posttrain.trainers.registry import get_method
 
 BASE_VERSION = 1
 PAIRS_FILE = "pairs.jsonl"
@@ -220,7 +220,7 @@ class _Planner:
             "data": data,
             "rewards": {name: self._reward_definition(name) for name in sorted(reward_sources)},
         }
-        identity = StageIdentity(method, method_module(method).VERSION, definition, self.seed, parents)
+        identity = StageIdentity(method, get_method(method).version, definition, self.seed, parents)
         stage = Stage(
             method,
             settings,

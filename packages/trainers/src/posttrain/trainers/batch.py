@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from posttrain.trainers.method import Group
+    from posttrain.trainers.online_method import Group
 
 
 @dataclass

@@ -15,7 +15,7 @@ from posttrain.core.errors import RequestError
 
 
 def stage(
-    method: Annotated[str, typer.Argument(help="sft, rm, preferences or ppo.", show_default=False)],
+    method: Annotated[str, typer.Argument(help="A method, such as sft, rm, dpo or ppo.", show_default=False)],
     start: Annotated[str, typer.Option("--from", help="Checkpoint folder to start from.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Run directory to write; an unfinished one is resumed.")],
     data: Annotated[str | None, typer.Option(help="Training data: file, folder or Hub id.")] = None,
@@ -40,7 +40,8 @@ def stage(
     from posttrain.core.runs import RunDirectory, StageIdentity
     from posttrain.core.stock_vllm import connect_policy
     from posttrain.data.sources import Source, describe_source
-    from posttrain.trainers.stage import StageInputs, method_module, run_stage
+    from posttrain.trainers.registry import get_method
+    from posttrain.trainers.stage import StageInputs, run_stage
 
     def source_of(path: str | None, option: str, split: str, rows: int | None) -> Source | None:
         if path is None:
@@ -52,7 +53,7 @@ def stage(
             raise RequestError(f"checkpoint {folder} is not a folder; give one in Hugging Face's layout")
         return digest_checkpoint(folder)
 
-    module = method_module(method)
+    described = get_method(method)
     checkpoint = Path(start)
     source = source_of(data, "--data", data_split, data_rows)
     held_out = source_of(validation, "--validation", validation_split, None)
@@ -68,8 +69,8 @@ def stage(
         "rewards": reward.sources() if reward else None,
     }
     mapping = apply_overrides(read_yaml(settings) if settings else {}, set_ or [])
-    chosen = validate(module.Settings, mapping, str(settings) if settings and not set_ else f"settings of {method}")
-    identity = StageIdentity(method, module.VERSION, {**definition, "settings": chosen.definition()}, seed)
+    chosen = validate(described.settings, mapping, str(settings) if settings and not set_ else f"settings of {method}")
+    identity = StageIdentity(method, described.version, {**definition, "settings": chosen.definition()}, seed)
     run = RunDirectory(out.resolve())
     inputs = StageInputs(
         run=run,

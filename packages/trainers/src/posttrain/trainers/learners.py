@@ -14,8 +14,8 @@ from accelerate.state import AcceleratorState
 from posttrain.core.errors import RequestError, WorkError
 from posttrain.data.chat import load_tokenizer
 from posttrain.trainers.forward import Layout
-from posttrain.trainers.method import REF_LOGPROBS, OnlineMethod
 from posttrain.trainers.models import load_policy, weights_file
+from posttrain.trainers.online_method import REF_LOGPROBS, OnlineMethod
 from posttrain.trainers.online_settings import OnlineSettings
 from posttrain.trainers.packed_attention import read_packed
 from posttrain.trainers.packed_rows import PackedRows
@@ -69,7 +69,7 @@ class Learners:
         """Sets all rates for a step, a pure function of its number; returns the policy's."""
         settings = self._settings
         warm = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
-        done = step / max(settings.steps - 1, 1)
+        done = step / max(settings.share_of(settings.steps) - 1, 1)
         factor = warm * (1 - done * (1 - settings.final_lr_fraction))
         for group, peak in zip(self._optimizer.param_groups, self._peak_lrs, strict=True):
             group["lr"] = peak * factor

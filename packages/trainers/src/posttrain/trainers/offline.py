@@ -4,10 +4,10 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from posttrain.core.config import Settings
+from posttrain.trainers.run_length import RunLength
 
 
-class OfflineSettings(Settings):
+class OfflineSettings(RunLength):
     """One pass of an optimiser over fixed data. Defaults are those of the nano lab."""
 
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"eval_every", "log_every", "save_every"})

@@ -19,15 +19,16 @@ from posttrain.trainers.batch import Batch, Minibatch, collate, split_minibatche
 from posttrain.trainers.forward import Rows, completion_logprobs, completion_outputs
 from posttrain.trainers.learners import Learners
 from posttrain.trainers.masked import masked_sum
-from posttrain.trainers.method import Group, OnlineMethod
 from posttrain.trainers.models import context_length, save_checkpoint
 from posttrain.trainers.online_inputs import read_prompts, services
+from posttrain.trainers.online_method import Group, OnlineMethod
 from posttrain.trainers.online_metrics import check_mismatch, kl_metrics, mismatch_metrics, sampling_metrics
 from posttrain.trainers.online_settings import OnlineSettings
 from posttrain.trainers.phases import Phases
 from posttrain.trainers.quiet import quiet
 from posttrain.trainers.rewards import terminal_rewards, weighted_sum
 from posttrain.trainers.rollouts import RenderedPrompt, VersionedPolicy, take_prompts
+from posttrain.trainers.run_length import Spending
 from posttrain.trainers.scored_rollouts import ScoredRollout, ScoredRollouts
 from posttrain.trainers.stage import StageInputs
 from posttrain.trainers.state import Position, load_state, save_state
@@ -63,6 +64,8 @@ class OnlineLoop:
         self.rollouts = ScoredRollouts(self.policy, self.reward, self.sources, settings)
         self.log = MetricsLog(inputs.run.metrics_path, inputs.trackers, inputs.run.path.name)
         self.log.truncate(after_step=self.position.step - 1)
+        self.steps = settings.share_of(settings.steps)
+        self.spending = Spending(settings, self.log.rows())
 
     def read_prompts(self, source: Source | None) -> list[RenderedPrompt]:
         """The prompts of a source, checked against the model's context."""
@@ -78,12 +81,12 @@ class OnlineLoop:
     def train(self) -> dict[str, Any]:
         """Runs the steps that are left, writes the checkpoint and returns the summary for provenance."""
         phases = Phases()
-        with Progress(self.settings.steps, "training") as progress:
-            while self.position.step < self.settings.steps:
+        with Progress(self.steps, "training") as progress:
+            while self.position.step < self.steps and not self.spending.exhausted:
                 step = self.position.step
                 metrics = self.validate(phases)
                 groups, sampled = self.sample(phases)
-                metrics |= sampled
+                metrics |= sampled | {"optimizer_steps": 0.0}
                 if groups:
                     with phases("forward"):
                         batch = self.look_back(groups)
@@ -93,10 +96,12 @@ class OnlineLoop:
                 self.position.step += 1
                 with phases("push"):
                     self.policy.push(self.position.step)
-                self.log.log(step, **metrics, **self.cost(phases, groups, metrics))
+                row = metrics | self.cost(phases, groups, metrics)
+                self.log.log(step, **row)
+                self.spending.add(row)
                 # What is saved begins after this row, so the seconds of a save stand in the next one.
                 phases = Phases()
-                if self.position.step % self.settings.save_every == 0 and self.position.step < self.settings.steps:
+                if self.position.step % self.settings.save_every == 0 and self.position.step < self.steps:
                     with phases("save"):
                         save_state(self.learners.accelerator, self.inputs.run.state, self.position.step)
                 progress.advance(self.position.step, reward=metrics["reward/mean"], kl=metrics.get("kl", 0.0))
@@ -215,7 +220,7 @@ class OnlineLoop:
                     averages[name] += value / (len(minibatches) * settings.epochs)
         agreement["old_logprobs/recomputed"] = float(self.recomputes)
         self.position.engine_agrees = agreement["engine/mismatch_mean"] <= EXACT
-        return averages | agreement | {"lr": lr}
+        return averages | agreement | {"lr": lr, "optimizer_steps": float(len(minibatches) * settings.epochs)}
 
     def accumulate(self, batch: Batch) -> tuple[dict[str, float], list[torch.Tensor]]:
         """The gradient of one minibatch, summed over micro-batches; parts of the loss, and |engine − trainer| of all
@@ -275,18 +280,19 @@ class OnlineLoop:
     def summary(self) -> dict[str, Any]:
         """What provenance keeps: totals over all steps, also those before a restart, and the last step's numbers."""
         rows = [row for row in self.log.rows() if "seconds" in row]
-        totals = [
-            "seconds",
-            "tokens_generated",
+        summed = [
+            "optimizer_steps",
             "tokens_trained",
+            "tokens_generated",
+            "seconds",
             *sorted({k for r in rows for k in r if "seconds/" in k}),
         ]
+        totals = {name: sum(row.get(name) or 0.0 for row in rows) for name in summed}
         last = [row for row in rows if "reward/mean" in row][-1]  # the last validation has a row of its own
         kept = ("reward/mean", "gold/mean", "kl", "entropy", "completion/length", "completion/truncated")
         return {
             "steps": self.position.step,
-            "prompts_seen": self.position.cursor,
-            "totals": {name: sum(row.get(name) or 0.0 for row in rows) for name in totals},
+            "totals": {"prompts_seen": self.position.cursor, **totals},
             "last_step": {name: last[name] for name in kept if name in last},
             "repeated_pushes": self.policy.repeated_pushes,
         }

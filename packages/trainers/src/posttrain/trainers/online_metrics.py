@@ -11,7 +11,7 @@ from posttrain.core.errors import WorkError
 from posttrain.trainers.batch import Batch
 from posttrain.trainers.kl import k1, k3
 from posttrain.trainers.masked import masked_mean
-from posttrain.trainers.method import Group
+from posttrain.trainers.online_method import Group
 from posttrain.trainers.rewards import TruncationRule
 
 

@@ -4,11 +4,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from posttrain.core.config import Settings
 from posttrain.trainers.rewards import TruncationRule
+from posttrain.trainers.run_length import RunLength
 
 
-class OnlineSettings(Settings):
+class OnlineSettings(RunLength):
     """One loop of sampling and updating. Defaults are those of the nano lab, measured with a prototype of it."""
 
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset(

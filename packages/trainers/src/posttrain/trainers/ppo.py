@@ -17,13 +17,11 @@ from posttrain.trainers.controllers import AdaptiveKL, FixedKL, KLController
 from posttrain.trainers.critic import Critic
 from posttrain.trainers.kl import k1
 from posttrain.trainers.masked import explained_variance, masked_mean, masked_sum, whiten
-from posttrain.trainers.method import REF_LOGPROBS, ExtraModule, OnlineMethod
 from posttrain.trainers.online import train_online
+from posttrain.trainers.online_method import REF_LOGPROBS, ExtraModule, OnlineMethod
 from posttrain.trainers.online_settings import OnlineSettings
+from posttrain.trainers.registry import Method
 from posttrain.trainers.stage import StageInputs
-
-VERSION = 2
-"""Raised when the same settings give other results; part of config_hash."""
 
 
 class Settings(OnlineSettings):
@@ -126,3 +124,6 @@ class PPO(OnlineMethod):
 def train(settings: Settings, inputs: StageInputs) -> dict[str, Any]:
     """Runs or resumes PPO from `inputs.start`; see posttrain.trainers.online."""
     return train_online(PPO(settings), settings, inputs)
+
+
+METHOD = Method(Settings, version=2, train=train, trains_on="prompts", samples=True, scores=True)

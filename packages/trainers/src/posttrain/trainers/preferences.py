@@ -25,12 +25,10 @@ from posttrain.trainers.online_inputs import read_prompts, services
 from posttrain.trainers.pairs import flip_labels, pairs_of_prompt
 from posttrain.trainers.phases import Phases
 from posttrain.trainers.quiet import quiet
+from posttrain.trainers.registry import Method
 from posttrain.trainers.rewards import score_completions
 from posttrain.trainers.rollouts import RenderedPrompt, VersionedPolicy, fixed_policy
 from posttrain.trainers.stage import StageInputs
-
-VERSION = 1
-"""Raised when the same settings give other pairs; part of config_hash."""
 
 
 class Settings(BaseSettings):
@@ -85,7 +83,11 @@ def train(settings: Settings, inputs: StageInputs) -> dict[str, Any]:
                 write_jsonl(file, scored)
             rows += [cast(ScoredPrompt, row) for row in read_jsonl(file)]
             progress.advance(len(rows))
-    return write_pairs(settings, inputs, [prompt.prompt for prompt in prompts], rows)
+    logged = log.rows()
+    seconds = sorted({name for row in logged for name in row if name.startswith("seconds/")})
+    totals = {name: sum(row.get(name) or 0.0 for row in logged) for name in ("tokens_generated", *seconds)}
+    summary = write_pairs(settings, inputs, [prompt.prompt for prompt in prompts], rows)
+    return {**summary, "totals": {"prompts_seen": len(prompts), **totals}}
 
 
 class ScoredPrompt(TypedDict):
@@ -169,3 +171,6 @@ def write_pairs(
         "labels_flipped": flipped,
         "held_out_pairs": len(held_out),
     }
+
+
+METHOD = Method(Settings, version=2, train=train, trains_on="prompts", makes="pairs", samples=True)

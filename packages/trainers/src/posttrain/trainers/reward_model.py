@@ -28,8 +28,10 @@ from posttrain.trainers.optimizers import build_optimizer
 from posttrain.trainers.order import training_order
 from posttrain.trainers.quiet import quiet
 from posttrain.trainers.ranking_loss import ranking_loss
+from posttrain.trainers.registry import Method
 from posttrain.trainers.reward_accuracy import pairwise_accuracy, reward_offset
 from posttrain.trainers.rollouts import fixed_policy
+from posttrain.trainers.run_length import shortened
 from posttrain.trainers.shared_prompt import SharedPromptCollator
 from posttrain.trainers.stage import StageInputs
 from posttrain.trainers.trainer_bridge import (
@@ -38,8 +40,6 @@ from posttrain.trainers.trainer_bridge import (
     train_and_report,
     training_arguments,
 )
-
-VERSION = 1
 
 
 class Settings(OfflineSettings):
@@ -114,7 +114,7 @@ def train(settings: Settings, inputs: StageInputs) -> dict[str, Any]:
             return {"held_out_accuracy": pairwise_accuracy(model, tokenizer, test)["all"].accuracy}
 
         lengths = [row.tokens for row in rows]
-        summary = train_and_report(trainer, "rm", metrics, lengths, settings.batch_size, evaluate, settings.eval_every)
+        summary = train_and_report(trainer, "rm", metrics, lengths, settings.batch_size, evaluate, settings)
         accuracy = {kind: asdict(value) for kind, value in pairwise_accuracy(model, tokenizer, test).items()}
         policy = fixed_policy(inputs.policy, inputs.start) if inputs.policy else None
         offset, samples = reward_offset(
@@ -168,7 +168,8 @@ def build_trainer(
         optimizers=(optimizer, None),
     )
     lengths = [row.tokens for row in rows]
-    trainer.order = training_order(lengths, settings.batch_size, settings.epochs, inputs.seed, settings.bucket)
+    order = training_order(lengths, settings.batch_size, settings.epochs, inputs.seed, settings.bucket)
+    trainer.order = shortened(order, lengths, settings.batch_size, settings)
     return trainer
 
 
@@ -186,3 +187,6 @@ def _publish(inputs: StageInputs, result: dict[str, Any]) -> None:
     in_runs_folder = run.path.parent.name == "rm"
     path = run.root / "rm" / f"{run.path.name}.json" if in_runs_folder else run.path / "rm.json"
     atomic_write_json(path, result)
+
+
+METHOD = Method(Settings, version=1, train=train, trains_on="pairs", makes="reward model", samples=True)

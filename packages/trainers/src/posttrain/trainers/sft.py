@@ -28,6 +28,8 @@ from posttrain.trainers.offline import OfflineSettings
 from posttrain.trainers.optimizers import build_optimizer
 from posttrain.trainers.order import training_order
 from posttrain.trainers.quiet import quiet
+from posttrain.trainers.registry import Method
+from posttrain.trainers.run_length import shortened
 from posttrain.trainers.stage import StageInputs
 from posttrain.trainers.trainer_bridge import (
     ResumableTrainer,
@@ -35,8 +37,6 @@ from posttrain.trainers.trainer_bridge import (
     train_and_report,
     training_arguments,
 )
-
-VERSION = 1
 
 
 class Settings(OfflineSettings):
@@ -99,7 +99,7 @@ def train(settings: Settings, inputs: StageInputs) -> dict[str, Any]:
             lengths,
             batch_size,
             evaluate=lambda: held_out_loss(model, tokenizer, test, settings.batch_size),
-            eval_every=settings.eval_every,
+            settings=settings,
         )
         final = held_out_loss(model, tokenizer, test, settings.batch_size)
         save_checkpoint(model, tokenizer, inputs.run.checkpoint)
@@ -155,7 +155,8 @@ def build_trainer(
     )
     lengths = [len(ids) for ids in dataset["input_ids"]]
     bucket = 1 if settings.packing else settings.bucket
-    trainer.order = training_order(lengths, batch_size, settings.epochs, inputs.seed, bucket)
+    order = training_order(lengths, batch_size, settings.epochs, inputs.seed, bucket)
+    trainer.order = shortened(order, lengths, batch_size, settings)
     return trainer, lengths, batch_size
 
 
@@ -182,3 +183,6 @@ def held_out_loss(
     model.train(was_training)
     loss = total / count
     return {"held_out_loss": loss, "held_out_perplexity": math.exp(min(loss, 700))}
+
+
+METHOD = Method(Settings, version=1, train=train, trains_on="demonstrations", start="base")

@@ -1,16 +1,14 @@
 """One stage from start to provenance: what every method gets, and what is done around every method.
 
-A method is a module with `Settings` (its settings class), `VERSION` (an integer, raised when its results change) and
-`train(settings, inputs) -> summary`. `run_stage` locks the run directory, writes the resolved `config.yaml`, calls
-`train`, and writes `provenance.json` last: a crash leaves nothing that looks finished. Resuming is the method's own
-work, from `inputs.run.state`. Which stages need which others, and where their checkpoints come from, is lab's.
+Methods are found by posttrain.trainers.registry. `run_stage` locks the run directory, writes the resolved
+`config.yaml`, calls `train(settings, inputs) -> summary`, and writes `provenance.json` last: a crash leaves nothing
+that looks finished. Resuming is the method's own work, from `inputs.run.state`. Which stages need which others, and
+where their checkpoints come from, is lab's.
 """
 
-import importlib
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import yaml
@@ -18,21 +16,14 @@ import yaml
 from posttrain.core.clients import PolicyClient, RewardClient
 from posttrain.core.config import Settings, read_yaml
 from posttrain.core.cost import CostMeter
-from posttrain.core.errors import RequestError, suggest
+from posttrain.core.errors import RequestError
 from posttrain.core.files import atomic_write_json, atomic_write_text
 from posttrain.core.runs import RunDirectory, StageIdentity
 from posttrain.core.seeds import seed_everything
 from posttrain.data.sources import Source, describe_source
 from posttrain.trainers.model_card import model_card
 from posttrain.trainers.provenance import environment
-
-METHODS: dict[str, str] = {
-    "sft": "posttrain.trainers.sft",
-    "rm": "posttrain.trainers.reward_model",
-    "preferences": "posttrain.trainers.preferences",
-    "ppo": "posttrain.trainers.ppo",
-}
-"""Name of a method to the module that implements it, imported when the method is asked for."""
+from posttrain.trainers.registry import get_method
 
 
 @dataclass(frozen=True)
@@ -62,20 +53,12 @@ class StageInputs:
     """Torch's intra-op threads, None for torch's own choice. Results have the same bits for the same number only."""
 
 
-def method_module(method: str) -> ModuleType:
-    """The module of a method; RequestError with the nearest name for an unknown one."""
-    if method not in METHODS:
-        raise RequestError(f"unknown method '{method}' {suggest(method, METHODS)}")
-    return importlib.import_module(METHODS[method])
-
-
 def run_stage(method: str, settings: Settings, inputs: StageInputs, identity: StageIdentity) -> dict[str, Any]:
     """Runs a stage, or resumes it, and returns its provenance; a finished one returns its own at once.
 
     Raises WorkError when another process holds the directory, RequestError when the directory holds a run with
     another fingerprint, and whatever the method raises.
     """
-    module = method_module(method)
     run = inputs.run
     with run.lock():
         _refuse_another_run(run, identity)
@@ -91,7 +74,7 @@ def run_stage(method: str, settings: Settings, inputs: StageInputs, identity: St
             torch.set_num_threads(inputs.threads)
         seed_everything(inputs.seed)
         with CostMeter() as meter:
-            summary = module.train(settings, inputs)
+            summary = get_method(method).train(settings, inputs)
         assert meter.cost is not None
         provenance = {
             **_identity(method, identity),

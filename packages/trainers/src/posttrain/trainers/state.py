@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from posttrain.core.files import atomic_directory
-from posttrain.trainers.method import OnlineMethod
+from posttrain.trainers.online_method import OnlineMethod
 
 
 class Position:

@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from posttrain.core.errors import WorkError
 from posttrain.core.files import atomic_write_text, disk_errors
 from posttrain.core.metrics import MetricsLog, Progress
 from posttrain.trainers.offline import OfflineSettings
+from posttrain.trainers.run_length import tokens_after_steps
 
 COMPLETE = "complete"
 """A file written last into a Trainer checkpoint; a folder without it is what a crash left."""
@@ -131,8 +131,7 @@ class Report:
     """Tokens trained up to the end of each step, without padding."""
     evaluate: Callable[[], dict[str, float]] | None
     """Held-out metrics of the model as it is."""
-    eval_every: int
-    save_every: int
+    settings: OfflineSettings
     start_step: int
 
     def callback(self) -> TrainerCallback:
@@ -152,12 +151,20 @@ class _Reporter(TrainerCallback):
     ) -> None:
         self.started = time.monotonic()
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, those before a restart included."""
+        return self.seconds_before + time.monotonic() - self.started
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
-        step, last = state.global_step, state.global_step >= state.max_steps
+        step, settings = state.global_step, self.report.settings
+        if settings.max_seconds is not None and self.seconds >= settings.max_seconds:
+            control.should_training_stop = True
+        last = step >= state.max_steps or control.should_training_stop
         # A row before every save: the average that Trainer logs must not reach across a point of resumption.
-        if step % self.report.save_every == 0 or last:
+        if step % settings.save_every == 0 or last:
             control.should_log = True
-        if self.report.evaluate and (step % self.report.eval_every == 0 or last):
+        if self.report.evaluate and (step % settings.eval_every == 0 or last):
             self.evaluated = self.report.evaluate()
             control.should_log = True
         self.report.progress.advance(step)
@@ -175,7 +182,7 @@ class _Reporter(TrainerCallback):
         step, tokens = state.global_step, self.report.tokens
         if not math.isfinite(logs["loss"]):
             raise WorkError(f"the loss is {logs['loss']} at step {step}; lower the learning rate or look at the data")
-        seconds = time.monotonic() - self.started
+        seconds = self.seconds - self.seconds_before
         before = tokens[self.report.start_step - 1] if self.report.start_step else 0
         row = {
             "loss": logs["loss"],
@@ -185,7 +192,7 @@ class _Reporter(TrainerCallback):
             **self.evaluated,
             "tokens": tokens[step - 1],
             "tokens_per_second": (tokens[step - 1] - before) / seconds,
-            "seconds": self.seconds_before + seconds,
+            "seconds": self.seconds,
         }
         self.report.log.log(step, **row)
         self.report.progress.advance(step, loss=logs["loss"], **self.evaluated)
@@ -200,12 +207,6 @@ def _learning_rates(optimizer: torch.optim.Optimizer, first: float) -> dict[str,
     return {"muon_lr" if group.get("algorithm") == "muon" else "lr": scale * group["initial_lr"] for group in groups}
 
 
-def tokens_after_steps(lengths: Sequence[int], order: Sequence[int], batch_size: int) -> list[int]:
-    """Tokens trained up to the end of each step of `batch_size` examples."""
-    batches = (order[i : i + batch_size] for i in range(0, len(order), batch_size))
-    return list(accumulate(sum(lengths[index] for index in batch) for batch in batches))
-
-
 def train_and_report(
     trainer: ResumableTrainer,
     label: str,
@@ -213,9 +214,12 @@ def train_and_report(
     lengths: Sequence[int],
     batch_size: int,
     evaluate: Callable[[], dict[str, float]] | None,
-    eval_every: int,
+    settings: OfflineSettings,
 ) -> dict[str, Any]:
-    """Trains from the newest complete checkpoint, or from the start, to the end; gives steps, tokens and seconds."""
+    """Trains from the newest complete checkpoint, or from the start, to the end; gives steps, and totals of the cost.
+
+    `lengths` are the tokens of each row, `batch_size` its rows a step (packed, fewer than `settings` has examples).
+    """
     state = Path(trainer.args.output_dir)
     checkpoint = newest_checkpoint(state)
     start = step_of(checkpoint)
@@ -223,7 +227,15 @@ def train_and_report(
     tokens = tokens_after_steps(lengths, trainer.order, batch_size)
     trainer.remove_callback(PrinterCallback)
     with Progress(len(tokens), label) as progress:
-        report = Report(metrics, progress, tokens, evaluate, eval_every, trainer.args.save_steps, start)
+        report = Report(metrics, progress, tokens, evaluate, settings, start)
         trainer.add_callback(report.callback())
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return {"steps": len(tokens), "tokens_trained": tokens[-1], "train_seconds": metrics.rows()[-1].get("seconds")}
+    steps = trainer.state.global_step
+    totals = {
+        "prompts_seen": min(steps * batch_size, len(trainer.order)),
+        "optimizer_steps": steps,
+        "tokens_trained": tokens[steps - 1],
+        "tokens_generated": 0,
+        "seconds": metrics.rows()[-1]["seconds"],
+    }
+    return {"steps": steps, "totals": totals}

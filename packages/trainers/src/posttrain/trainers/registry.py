@@ -1,0 +1,73 @@
+"""What the lab and the command line know of a method, and where methods are found: here and in other packages.
+
+A method is a module with a settings class and a `train` function, described by one `Method`. This project's are listed
+below; anybody else's is an entry point of the group `posttrain.methods`, `name = "module:METHOD"`. Modules are imported
+when a method is asked for. Which stages a method needs before it is lab's, which reads it from the description.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Literal
+
+from posttrain.core.config import Settings
+from posttrain.core.errors import RequestError, suggest
+
+if TYPE_CHECKING:
+    from posttrain.trainers.stage import StageInputs
+
+GROUP = "posttrain.methods"
+
+BUILT_IN: dict[str, str] = {
+    "sft": "posttrain.trainers.sft:METHOD",
+    "preferences": "posttrain.trainers.preferences:METHOD",
+    "rm": "posttrain.trainers.reward_model:METHOD",
+    "ppo": "posttrain.trainers.ppo:METHOD",
+}
+"""Name of a method to its description."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to train: its code, and what it has to be given."""
+
+    settings: type[Settings]
+    """Its settings class, whose defaults are the vetted ones."""
+    version: int
+    """Raised when the same settings give other results; part of config_hash."""
+    train: Callable[[Any, "StageInputs"], dict[str, Any]]
+    """Runs or resumes the stage and returns the summary that provenance keeps."""
+    trains_on: Literal["demonstrations", "pairs", "prompts"]
+    """What `StageInputs.source` and `validation` hold."""
+    makes: Literal["policy", "reward model", "pairs", "choice"] = "policy"
+    """A policy stands in a table as a checkpoint; a choice stands there too, as SFT's samples with the best picked."""
+    start: Literal["base", "sft"] = "sft"
+    """Where it starts unless the recipe's `from` says otherwise."""
+    samples: bool = False
+    """Whether it needs a policy service."""
+    scores: bool = False
+    """Whether it learns from the recipe's reward: it then needs a reward service, and its settings have `rewards` and
+    `gold_source`."""
+    grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Values that `posttrain tune` tries, by setting; every combination is a trial."""
+
+
+def method_names() -> list[str]:
+    """All methods that are installed, this project's first."""
+    return [*BUILT_IN, *sorted(entry.name for entry in entry_points(group=GROUP) if entry.name not in BUILT_IN)]
+
+
+def get_method(name: str) -> Method:
+    """The method called so; RequestError with the nearest name for an unknown one, or for one that is not a Method."""
+    target = BUILT_IN.get(name)
+    if target is None:
+        found = [entry for entry in entry_points(group=GROUP) if entry.name == name]
+        if not found:
+            raise RequestError(f"unknown method '{name}' {suggest(name, method_names())}")
+        target = found[0].value
+    module, _, attribute = target.partition(":")
+    method = getattr(importlib.import_module(module), attribute or "METHOD", None)
+    if not isinstance(method, Method):
+        raise RequestError(f"method '{name}': {target} is no posttrain.trainers.registry.Method")
+    return method
