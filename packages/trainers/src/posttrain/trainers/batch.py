@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from posttrain.trainers.masked import masked_sum
+
 if TYPE_CHECKING:
     from posttrain.trainers.online_method import Group
 
@@ -33,6 +35,8 @@ class Batch:
     """False for completions cut at the length limit."""
     logprobs: Float[Tensor, "batch time"]
     """π_old, what ratios divide by: the engine's, or the trainer's own with the same weights (`old_logprobs`)."""
+    importance: Float[Tensor, "batch time"] | None = None
+    """What each token's gradient is multiplied by because π_old is not what sampled it; None for 1."""
     ref_logprobs: Float[Tensor, "batch time"] | None = None
     outputs: dict[str, Float[Tensor, "batch time"]] = field(default_factory=dict)
     """By name of the method's extra modules, before the update."""
@@ -71,6 +75,7 @@ class Batch:
             groups=self.groups[index],
             finished=self.finished[index],
             logprobs=cut(self.logprobs),
+            importance=None if self.importance is None else cut(self.importance),
             ref_logprobs=None if self.ref_logprobs is None else cut(self.ref_logprobs),
             outputs={name: cut(tensor) for name, tensor in self.outputs.items()},
             credit={name: cut(tensor) for name, tensor in self.credit.items()},
@@ -117,14 +122,33 @@ def split_minibatches(groups: Sequence[int], count: int, seed: int) -> list[list
 class Minibatch:
     """What `method.loss` gets: some rows of the rollout and what the models say about them now.
 
-    The rows may be a part of a larger minibatch. A loss divides its sum over rows by `tokens` (a token mean) or
-    `sequences` (a sequence mean), which count the whole: then the gradients do not depend on how it was split.
+    The rows may be a part of a larger minibatch. Means divide by `tokens` or `sequences`, which count the whole: then
+    the gradients do not depend on how it was split, and the parts' means add up to the whole's.
     """
 
     rows: Batch
     logprobs: Float[Tensor, "batch time"]
+    """Gradients through them are multiplied by `Batch.importance`."""
     entropy: Float[Tensor, "batch time"]
     """Of the distribution of each token, differentiable like `logprobs`."""
     outputs: dict[str, Float[Tensor, "batch time"]]
     tokens: int
+    """Tokens of the minibatch with a loss."""
     sequences: int
+    """Rows of the minibatch with such a token."""
+
+    def token_mean(self, values: Float[Tensor, "batch time"]) -> Float[Tensor, ""]:
+        """The mean over tokens: long completions weigh more than short ones."""
+        return masked_sum(values, self.rows.mask) / self.tokens
+
+    def sequence_mean(self, values: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
+        """The mean over completions of one number each."""
+        return masked_sum(values, self.rows.mask.any(dim=1)) / self.sequences
+
+    def row_sums(self, values: Float[Tensor, "batch time"]) -> Float[Tensor, " batch"]:
+        """The sum over each completion's tokens."""
+        return torch.where(self.rows.mask, values, torch.zeros_like(values)).sum(dim=1)
+
+    def row_means(self, values: Float[Tensor, "batch time"]) -> Float[Tensor, " batch"]:
+        """The mean over each completion's tokens; 0 for one without."""
+        return self.row_sums(values) / self.rows.mask.sum(dim=1).clamp(min=1)

@@ -17,9 +17,10 @@ from posttrain.core.seeds import derive_seed
 from posttrain.data.sources import Source
 from posttrain.trainers.batch import Batch, Minibatch, collate, split_minibatches
 from posttrain.trainers.forward import Rows, completion_logprobs, completion_outputs
+from posttrain.trainers.importance import EXACT, correction, importance_metrics, scale_gradient
 from posttrain.trainers.learners import Learners
-from posttrain.trainers.masked import masked_sum
 from posttrain.trainers.models import context_length, save_checkpoint
+from posttrain.trainers.online_costs import run_summary, step_cost
 from posttrain.trainers.online_inputs import read_prompts, services
 from posttrain.trainers.online_method import Group, OnlineMethod
 from posttrain.trainers.online_metrics import check_mismatch, kl_metrics, mismatch_metrics, sampling_metrics
@@ -33,9 +34,6 @@ from posttrain.trainers.scored_rollouts import ScoredRollout, ScoredRollouts
 from posttrain.trainers.stage import StageInputs
 from posttrain.trainers.state import Position, load_state, save_state
 from posttrain.trainers.validation import validate
-
-EXACT = 1e-4
-"""Mean difference of log-probabilities in nats up to which the engine's count as the trainer's: rounding of fp32."""
 
 
 def train_online(method: OnlineMethod, settings: OnlineSettings, inputs: StageInputs) -> dict[str, Any]:
@@ -90,13 +88,14 @@ class OnlineLoop:
                 if groups:
                     with phases("forward"):
                         batch = self.look_back(groups)
+                        metrics |= importance_metrics(batch.importance, batch.mask, self.settings.importance_cap)
                         metrics |= kl_metrics(batch) | self.credit(batch)
                     with phases("update"):
                         metrics |= self.update(batch)
                 self.position.step += 1
                 with phases("push"):
                     self.policy.push(self.position.step)
-                row = metrics | self.cost(phases, groups, metrics)
+                row = metrics | step_cost(phases, groups, metrics["tokens_generated"], self.settings.epochs)
                 self.log.log(step, **row)
                 self.spending.add(row)
                 # What is saved begins after this row, so the seconds of a save stand in the next one.
@@ -112,7 +111,11 @@ class OnlineLoop:
         return self.summary()
 
     def sample(self, phases: Phases) -> tuple[list[Group], dict[str, float]]:
-        """Completions of the next prompts with their rewards: the groups that the method accepts, numbers about all."""
+        """Completions of the next prompts with their rewards: the groups that the method accepts, numbers about all.
+
+        For groups that it refuses further prompts are taken, `resample_rounds` times; a step may end with fewer groups
+        than it wanted, or none.
+        """
         settings, step = self.settings, self.position.step
         accepted: list[Group] = []
         sampled: list[Group] = []
@@ -127,7 +130,8 @@ class OnlineLoop:
             sampled += groups
             accepted += [group for group in groups if self.method.accept(group)]
         metrics = sampling_metrics(sampled, settings.gold_source, settings.truncation)
-        return accepted, metrics | {"groups_refused": float(len(sampled) - len(accepted))}
+        counts = {"groups_accepted": float(len(accepted)), "groups_refused": float(len(sampled) - len(accepted))}
+        return accepted, metrics | counts
 
     def reward_groups(self, prompts: Sequence[RenderedPrompt], rollout: ScoredRollout) -> list[Group]:
         """Completions and their rewards by prompt."""
@@ -169,6 +173,7 @@ class OnlineLoop:
                     batch.record(index, batch.ref_logprobs, ref_logprobs)
                 for name, module in learners.extra.items():
                     batch.record(index, batch.outputs[name], completion_outputs(module, rows))
+        batch.importance = correction(batch.logprobs, batch.sampled_logprobs, batch.mask, self.settings.importance_cap)
         return batch
 
     @property
@@ -225,15 +230,14 @@ class OnlineLoop:
     def accumulate(self, batch: Batch) -> tuple[dict[str, float], list[torch.Tensor]]:
         """The gradient of one minibatch, summed over micro-batches; parts of the loss, and |engine − trainer| of all
         sampled tokens: where truncated ones have no loss, stale weights would otherwise pass in a minibatch of them."""
-        tokens, sequences = max(int(batch.mask.sum()), 1), len(batch)
+        tokens, sequences = max(int(batch.mask.sum()), 1), max(int(batch.mask.any(dim=1).sum()), 1)
         parts: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.learners.device))
         differences = []
         for index in self.micro_batches(batch):
             minibatch = self.look_now(batch.select(index), tokens, sequences)
             loss, of_loss = self.method.loss(minibatch)
             self.learners.accelerator.backward(loss)
-            mask = minibatch.rows.mask
-            for name, value in {**of_loss, "entropy": masked_sum(minibatch.entropy, mask) / tokens}.items():
+            for name, value in {**of_loss, "entropy": minibatch.token_mean(minibatch.entropy)}.items():
                 parts[name] += value.detach()
             difference = (minibatch.rows.sampled_logprobs - minibatch.logprobs.detach()).abs()
             differences.append(difference[minibatch.rows.sampled])
@@ -246,6 +250,8 @@ class OnlineLoop:
             self.learners.policy, rows, self.settings.temperature, with_entropy=True
         )
         assert entropy is not None
+        if batch.importance is not None:
+            logprobs = scale_gradient(logprobs, batch.importance)
         outputs = {name: completion_outputs(module, rows) for name, module in self.learners.extra.items()}
         return Minibatch(batch, logprobs, entropy, outputs, tokens, sequences)
 
@@ -265,34 +271,12 @@ class OnlineLoop:
                 self.inputs.seed,
             )
 
-    def cost(self, phases: Phases, groups: Sequence[Group], metrics: dict[str, float]) -> dict[str, float]:
-        """Seconds by phase; tokens trained (without padding); tokens a second of generation and of update."""
-        seconds = phases.seconds
-        lengths = [len(g.prompt.ids) + len(c.token_ids) for g in groups for c in g.completions]
-        trained = sum(lengths) * self.settings.epochs
-        return {
-            **phases.logged,
-            "tokens_trained": float(trained),
-            "tokens_per_second/generation": metrics["tokens_generated"] / seconds["generation"],
-            "tokens_per_second/update": trained / seconds["update"] if trained else 0.0,
-        }
-
     def summary(self) -> dict[str, Any]:
-        """What provenance keeps: totals over all steps, also those before a restart, and the last step's numbers."""
-        rows = [row for row in self.log.rows() if "seconds" in row]
-        summed = [
-            "optimizer_steps",
-            "tokens_trained",
-            "tokens_generated",
-            "seconds",
-            *sorted({k for r in rows for k in r if "seconds/" in k}),
-        ]
-        totals = {name: sum(row.get(name) or 0.0 for row in rows) for name in summed}
-        last = [row for row in rows if "reward/mean" in row][-1]  # the last validation has a row of its own
-        kept = ("reward/mean", "gold/mean", "kl", "entropy", "completion/length", "completion/truncated")
+        """What provenance keeps."""
+        summary = run_summary(self.log.rows())
         return {
             "steps": self.position.step,
-            "totals": {"prompts_seen": self.position.cursor, **totals},
-            "last_step": {name: last[name] for name in kept if name in last},
+            **summary,
+            "totals": {"prompts_seen": self.position.cursor, **summary["totals"]},
             "repeated_pushes": self.policy.repeated_pushes,
         }

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from posttrain.core.clients import Completion
@@ -38,6 +39,11 @@ class Group:
     scores: Mapping[str, Float[Tensor, " samples"]]
     """Raw score by source."""
 
+    @property
+    def finished(self) -> Bool[Tensor, " samples"]:
+        """False for completions cut at the length limit."""
+        return torch.tensor([completion.finish_reason == "stop" for completion in self.completions])
+
 
 class OnlineMethod:
     """Base of the methods: accepts every group, trains nothing beside the policy, keeps no state."""
@@ -58,7 +64,9 @@ class OnlineMethod:
         raise NotImplementedError
 
     def loss(self, minibatch: Minibatch) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-        """These rows' share of the minibatch's mean loss, and parts of it to log, shares as well."""
+        """These rows' share of the minibatch's mean loss, and parts of it to log, shares as well.
+
+        The loop has put the correction for an inexact engine into the gradient of `minibatch.logprobs`."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from posttrain.trainers.rewards import TruncationRule
 from posttrain.trainers.run_length import RunLength
@@ -78,6 +78,31 @@ class OnlineSettings(RunLength):
     the trainer's own, a forward pass more; without it the rounding of an engine in bf16 would pass for a change of
     policy. `auto`: the engine's as long as those of the last step were the trainer's within 1e-4 nats a token on
     average, as ours are in fp32, so that ratios start at one; the trainer's otherwise, and in the first step."""
+    importance_cap: float | None = Field(2.0, ge=1)
+    """Where the trainer's own log-probabilities are π_old and differ from the engine's, each token's gradient is
+    multiplied by π_old / π_engine, at most by this (truncated importance sampling, Yao et al. 2025, who take 2). None
+    leaves the difference as it is. 1 throughout while the engine's are the trainer's."""
     mismatch_limit: float = Field(0.1, gt=0)
     """Mean absolute difference of the engine's and the trainer's log-probabilities, in nats, beyond which the service
     is taken to hold other weights and the run stops."""
+
+
+class GroupSettings(OnlineSettings):
+    """For methods whose advantages compare the completions of a prompt with each other; as many completions as PPO."""
+
+    prompts_per_step: int = Field(32, ge=1)
+    """Prompts a rollout."""
+    samples_per_prompt: int = Field(8)
+    """Completions of each prompt (a group), at least two."""
+    minibatches: int = Field(2, ge=1)
+    """Optimiser steps a pass; groups stay whole."""
+
+    @field_validator("samples_per_prompt")
+    @classmethod
+    def _more_than_one(cls, value: int) -> int:
+        if value < 2:
+            raise ValueError(
+                "must be 2 or more: a completion's advantage is measured against the others of its prompt; "
+                "for one completion a prompt use ppo"
+            )
+        return value

@@ -16,7 +16,7 @@ from posttrain.trainers.clipped import clipped_policy_loss, clipped_value_loss
 from posttrain.trainers.controllers import AdaptiveKL, FixedKL, KLController
 from posttrain.trainers.critic import Critic
 from posttrain.trainers.kl import k1
-from posttrain.trainers.masked import explained_variance, masked_mean, masked_sum, whiten
+from posttrain.trainers.masked import explained_variance, masked_mean, whiten
 from posttrain.trainers.online import train_online
 from posttrain.trainers.online_method import REF_LOGPROBS, ExtraModule, OnlineMethod
 from posttrain.trainers.online_settings import OnlineSettings
@@ -86,11 +86,7 @@ class PPO(OnlineMethod):
         return {"advantages": advantages, "returns": returns}, metrics
 
     def loss(self, minibatch: Minibatch) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-        settings, rows = self._settings, minibatch.rows
-
-        def mean(per_token: Tensor) -> Tensor:
-            return masked_sum(per_token, rows.mask) / minibatch.tokens
-
+        settings, rows, mean = self._settings, minibatch.rows, minibatch.token_mean
         policy_losses, policy_clipped = clipped_policy_loss(
             minibatch.logprobs, rows.logprobs, rows.credit["advantages"], settings.clip_range, settings.clip_range
         )
@@ -126,4 +122,12 @@ def train(settings: Settings, inputs: StageInputs) -> dict[str, Any]:
     return train_online(PPO(settings), settings, inputs)
 
 
-METHOD = Method(Settings, version=2, train=train, trains_on="prompts", samples=True, scores=True)
+METHOD = Method(
+    Settings,
+    version=2,
+    train=train,
+    trains_on="prompts",
+    samples=True,
+    scores=True,
+    grid={"lr": (2e-4, 4e-4), "kl_coef": (0.05, 0.1)},
+)
