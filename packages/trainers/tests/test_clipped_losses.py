@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.trainers.clipped import clipped_policy_loss, clipped_value_loss
+from posttrain.trainers.clipped import clipped_policy_loss, clipped_value_loss, clipped_weight_loss
 
 logprob, number, epsilon = st.floats(-5, 0), st.floats(-4, 4), st.floats(0.01, 0.5)
 
@@ -48,6 +48,31 @@ def test_at_ratio_one_the_gradient_is_the_policy_gradient():
     (gradient,) = torch.autograd.grad(losses.sum(), new)
     assert torch.allclose(gradient, -advantages)
     assert not clipped.any()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(logprob, logprob, number), min_size=1, max_size=6), epsilon, epsilon)
+def test_weight_loss_and_its_gradient_equal_the_plain_loop(rows, low, high):
+    new, old, advantages = torch.tensor(rows, dtype=torch.float64).unbind(1)
+    new = new.clone().requires_grad_()
+    losses, clipped = clipped_weight_loss(new, old, advantages, low, high)
+    (gradient,) = torch.autograd.grad(losses.sum(), new)
+    for i, (p, q, a) in enumerate(rows):
+        weight = min(max(math.exp(p - q), 1 - low), 1 + high)
+        assert losses[i].item() == pytest.approx(-weight * a * p, rel=1e-9, abs=1e-9)
+        assert float(gradient[i]) == pytest.approx(-weight * a, rel=1e-9, abs=1e-9)
+        assert bool(clipped[i]) == (weight != math.exp(p - q))
+
+
+def test_weight_loss_by_hand_has_a_gradient_where_the_clip_acts():
+    # log π = (−1, −2), ρ = (2, 1), A = (1, −1), bound 1.5: −1.5 · 1 · −1 = 1.5;  −1 · −1 · −2 = −2; gradient −1.5 and 1
+    new = torch.tensor([-1.0, -2.0], requires_grad=True)
+    old = new.detach() - torch.log(torch.tensor([2.0, 1.0]))
+    losses, clipped = clipped_weight_loss(new, old, torch.tensor([1.0, -1.0]), 1.0, 0.5)
+    (gradient,) = torch.autograd.grad(losses.sum(), new)
+    assert torch.allclose(losses, torch.tensor([1.5, -2.0]))
+    assert torch.allclose(gradient, torch.tensor([-1.5, 1.0]))
+    assert clipped.tolist() == [True, False]
 
 
 @settings(deadline=None, max_examples=60)

@@ -1,4 +1,4 @@
-"""The clipped surrogate losses of PPO, one number a token (Schulman et al. 2017).
+"""The clipped surrogate losses of PPO (Schulman et al. 2017) and of CISPO (MiniMax 2025), one number a token.
 
 They give a loss for each token and leave the averaging to the caller, because what one divides by (tokens of the whole
 minibatch) must not depend on how a minibatch is split. Pure functions, differentiable.
@@ -24,6 +24,22 @@ def clipped_policy_loss(
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
     return torch.maximum(unclipped, clipped), clipped > unclipped
+
+
+def clipped_weight_loss(
+    logprobs: Float[Tensor, "*shape"],
+    old_logprobs: Float[Tensor, "*shape"],
+    advantages: Float[Tensor, "*shape"],
+    clip_low: float,
+    clip_high: float,
+) -> tuple[Float[Tensor, "*shape"], Bool[Tensor, "*shape"]]:
+    """−sg(clip(ρ, 1 − clip_low, 1 + clip_high)) A log π (CISPO, MiniMax 2025), and where the clip acted.
+
+    The importance weight is clipped, not the update: every token keeps a gradient. `clip_low` ≥ 1 is no lower bound.
+    """
+    ratio = torch.exp(logprobs - old_logprobs).detach()
+    weight = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return -weight * advantages * logprobs, weight != ratio
 
 
 def clipped_value_loss(
