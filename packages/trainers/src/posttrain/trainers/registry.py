@@ -24,6 +24,8 @@ BUILT_IN: dict[str, str] = {
     "preferences": "posttrain.trainers.preferences:METHOD",
     "rm": "posttrain.trainers.reward_model:METHOD",
     "ppo": "posttrain.trainers.ppo:METHOD",
+    "grpo": "posttrain.trainers.grpo:METHOD",
+    "rloo": "posttrain.trainers.rloo:METHOD",
 }
 """Name of a method to its description."""
 
