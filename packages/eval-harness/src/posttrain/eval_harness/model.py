@@ -7,7 +7,6 @@ decoding every row at every one, and a row that has ended is done; the text is c
 answer's finish reason is kept. Prompts that do not fit the context are cut on the left as HFLM does, and counted.
 """
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -19,14 +18,12 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from posttrain.core.errors import RequestError
-from posttrain.core.metrics import Progress
+from posttrain.core.wire import FinishReason
 from posttrain.data.chat import load_tokenizer
+from posttrain.eval_harness.late_progress import LateProgress
 
 LOOK_FOR_STOPS_EVERY = 8
 """Tokens between two searches for stop strings; a row may overshoot by as many, which the cut removes."""
-
-SILENT_SECONDS = 2.0
-"""Work that is done within this time shows no progress."""
 
 
 class CheckpointLM(HFLM):
@@ -45,7 +42,7 @@ class CheckpointLM(HFLM):
         """"stop" or "length" by task and item number, of the item's last generation."""
         self.prompts_cut: dict[str, int] = defaultdict(int)
         """How many requests of a task were cut on the left to fit the context."""
-        self._progress = _LateProgress()
+        self._progress = LateProgress()
         self._task = ""
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
@@ -64,6 +61,29 @@ class CheckpointLM(HFLM):
         return answers
 
     def _generate(self, requests: Sequence[Any], lengths: Sequence[int]) -> list[str]:
+        settings, stops, new_tokens, room = self._limits(requests, lengths)
+        prompts, mask = self.tok_batch_encode(
+            [request.args[0] for request in requests], left_truncate_len=room, truncation=self.truncation
+        )
+        output = self._model_generate(
+            context=prompts.to(self.device),
+            attention_mask=mask.to(self.device),
+            max_length=prompts.shape[1] + new_tokens,
+            stop=stops,
+            **settings,
+        )
+        answers = []
+        for request, tokens in zip(requests, output.tolist(), strict=True):
+            answer, reason = self._answer(tokens[prompts.shape[1] :], stops)
+            self.finish_reasons[request.task_name, request.doc_id] = reason
+            answers.append(answer)
+        return answers
+
+    def _limits(self, requests: Sequence[Any], lengths: Sequence[int]) -> tuple[dict[str, Any], list[str], int, int]:
+        """What requests of one kind share: sampling settings, stop strings, new tokens, and tokens left for a prompt.
+
+        Counts the prompts that are longer.
+        """
         settings = normalize_gen_kwargs(requests[0].args[1], self.max_gen_toks)
         stops = handle_stop_sequences(
             settings.pop("until", None), eos=self.tok_decode(self.eot_token_id, skip_special_tokens=False)
@@ -77,20 +97,7 @@ class CheckpointLM(HFLM):
             )
         for request, length in zip(requests, lengths, strict=True):
             self.prompts_cut[request.task_name] += length > room
-        prompts, mask = self.tok_batch_encode(
-            [request.args[0] for request in requests], left_truncate_len=room, truncation=self.truncation
-        )
-        output = self._model_generate(
-            context=prompts.to(self.device),
-            attention_mask=mask.to(self.device),
-            max_length=prompts.shape[1] + new_tokens,
-            stop=stops,
-            **settings,
-        )
-        return [
-            self._finish(request, tokens[prompts.shape[1] :], stops)
-            for request, tokens in zip(requests, output.tolist(), strict=True)
-        ]
+        return settings, stops, new_tokens, room
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **settings: Any) -> torch.Tensor:
         if not settings.get("do_sample"):
@@ -103,13 +110,12 @@ class CheckpointLM(HFLM):
             **settings,
         )
 
-    def _finish(self, request: Any, tokens: list[int], stops: list[str]) -> str:
+    def _answer(self, tokens: list[int], stops: list[str]) -> tuple[str, FinishReason]:
+        """The text of generated tokens up to the first end token or stop string, and whether there was one."""
         end = next((place for place, token in enumerate(tokens) if token in self.end_tokens), None)
         text = self.tok_decode(tokens[:end])
         answer = postprocess_generated_text(text, stops, None)
-        stopped = end is not None or len(answer) < len(text)
-        self.finish_reasons[request.task_name, request.doc_id] = "stop" if stopped else "length"
-        return answer
+        return answer, "stop" if end is not None or len(answer) < len(text) else "length"
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation after its context, and whether greedy decoding would give it."""
@@ -163,31 +169,6 @@ class _StopStrings(StoppingCriteria):
             texts = self.tokenizer.batch_decode(generated)
             done |= torch.tensor([any(stop in text for stop in self.stops) for text in texts], device=done.device)
         return done
-
-
-class _LateProgress:
-    """A progress line that comes only when the work takes longer than SILENT_SECONDS."""
-
-    def over(self, total: int, label: str) -> "_LateProgress":
-        self._total, self._label, self._done = total, label, 0
-        self._line: Progress | None = None
-        return self
-
-    def __enter__(self) -> "_LateProgress":
-        self._started = time.monotonic()
-        return self
-
-    def advance(self, count: int) -> None:
-        self._done = min(self._done + count, self._total)
-        if self._line is None and time.monotonic() - self._started > SILENT_SECONDS:
-            self._line = Progress(self._total, self._label)
-            self._line.__enter__()
-        if self._line:
-            self._line.advance(self._done)
-
-    def __exit__(self, *error: Any) -> None:
-        if self._line:
-            self._line.__exit__(*error)
 
 
 def _load_model(checkpoint: str, dtype: torch.dtype | str, revision: str | None) -> Any:
