@@ -1,4 +1,4 @@
-"""Pairs and rankings to what a reward model trains on: token ids of whole answers, best first.
+"""Pairs and rankings to what the methods that learn from them train on: token ids of whole answers, best first.
 
 Every answer is rendered as the reward service renders it for scoring (posttrain.data.chat.render_completion), with
 its end token. One that does not fit is not cut, since what is judged is the whole: its example is dropped and counted.
@@ -59,8 +59,10 @@ def from_pair(pair: Pair) -> Ranking:
     return {"id": pair["id"], "prompt": pair["prompt"], "completions": texts, "kind": pair["kind"]}
 
 
-def comparisons(tokenizer: PreTrainedTokenizerFast, rankings: Sequence[Ranking], max_length: int) -> Comparisons:
-    """Renders every ranking; RequestError when none fits in `max_length` tokens."""
+def comparisons(
+    tokenizer: PreTrainedTokenizerFast, rankings: Sequence[Ranking], max_length: int, setting: str = "rm.max_length"
+) -> Comparisons:
+    """Renders every ranking; RequestError, which names the `setting`, when none fits in `max_length` tokens."""
     rows = []
     for ranking in rankings:
         prompt = render_prompt(tokenizer, ranking["prompt"])
@@ -70,6 +72,6 @@ def comparisons(tokenizer: PreTrainedTokenizerFast, rankings: Sequence[Ranking],
             rows.append(Comparison(ranking["prompt"], prompt, answers, ranking["kind"]))
     if not rows:
         raise RequestError(
-            f"none of {len(rankings)} comparisons fits in {max_length} tokens; raise rm.max_length or shorten the data"
+            f"none of {len(rankings)} comparisons fits in {max_length} tokens; raise {setting} or shorten the data"
         )
     return Comparisons(rows, len(rankings) - len(rows))
