@@ -26,6 +26,7 @@ BUILT_IN: dict[str, str] = {
     "ppo": "posttrain.trainers.ppo:METHOD",
     "grpo": "posttrain.trainers.grpo:METHOD",
     "rloo": "posttrain.trainers.rloo:METHOD",
+    "best_of_n": "posttrain.trainers.best_of_n:METHOD",
 }
 """Name of a method to its description."""
 
