@@ -101,7 +101,8 @@ class GRPO(OnlineMethod):
         counted = batch.mask.any(dim=1)
         advantages = group_relative(batch.rewards, batch.groups, counted, self._settings.scale_by_deviation)
         deviations = group_deviations(batch.rewards, batch.groups, counted)
-        return {"advantages": advantages[:, None] * batch.mask}, {"reward/group_std": float(deviations.mean())}
+        metrics = {"kl_coef": self._settings.kl_coef, "reward/group_std": float(deviations.mean())}
+        return {"advantages": advantages[:, None] * batch.mask}, metrics
 
     def loss(self, minibatch: Minibatch) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         settings, rows = self._settings, minibatch.rows
@@ -119,11 +120,11 @@ class GRPO(OnlineMethod):
         if settings.kl_coef:
             assert rows.ref_logprobs is not None
             kl = k3(minibatch.logprobs, rows.ref_logprobs)
-            parts["loss/kl"] = settings.kl_coef * self._mean(minibatch, kl * ratio if settings.unbiased_kl else kl)
-            loss = loss + parts["loss/kl"]
+            parts["loss/kl"] = self._mean(minibatch, kl * ratio if settings.unbiased_kl else kl)
+            loss = loss + settings.kl_coef * parts["loss/kl"]
         if settings.entropy_coef:
-            parts["loss/entropy"] = -settings.entropy_coef * minibatch.token_mean(minibatch.entropy)
-            loss = loss + parts["loss/entropy"]
+            parts["loss/entropy"] = -minibatch.token_mean(minibatch.entropy)
+            loss = loss + settings.entropy_coef * parts["loss/entropy"]
         return loss, parts
 
     def _mean(self, minibatch: Minibatch, losses: Float[Tensor, "batch time"]) -> Float[Tensor, ""]:
