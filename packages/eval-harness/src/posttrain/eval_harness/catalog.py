@@ -40,10 +40,7 @@ def load_tasks(names: Sequence[str], include_path: Path | None = None) -> dict[s
     """
     if not names:
         raise RequestError(f"no task named; choose for example {','.join(NANO_TASKS)}")
-    manager = _manager(names, include_path)
-    for name in names:
-        if name not in manager.task_index:
-            raise RequestError(f"unknown task '{name}' {suggest(name, manager.all_tasks)}")
+    manager = task_manager(names, include_path)
     try:
         _read_from_mirror(manager, names)
         return manager.load(list(dict.fromkeys(names)))
@@ -85,7 +82,8 @@ def task_version(name: str, include_path: Path | None = None) -> Any:
     return None
 
 
-def _manager(names: Sequence[str], include_path: Path | None) -> "TaskManager":
+def task_manager(names: Sequence[str], include_path: Path | None) -> "TaskManager":
+    """lm-eval's index of the folders in which these names can be; RequestError for one that is in none."""
     from lm_eval.tasks import TaskManager
 
     if include_path is not None:
@@ -103,9 +101,14 @@ def _manager(names: Sequence[str], include_path: Path | None) -> "TaskManager":
             raise RequestError(f"unknown task '{name}' {suggest(name, near or [*NANO_TASKS, *STOCK_FOLDERS])}")
     files = [path for name in missing if (path := stock[name])]
     if len(files) == len(missing):
-        return TaskManager(include_path=[*{path.parent: None for path in files}, *folders], include_defaults=False)
-    # Groups and tags span folders: only the whole index, which takes 7.5 s, knows their members.
-    return TaskManager(include_path=folders, include_defaults=True)
+        manager = TaskManager(include_path=[*{path.parent: None for path in files}, *folders], include_defaults=False)
+    else:
+        # Groups and tags span folders: only the whole index, which takes 7.5 s, knows their members.
+        manager = TaskManager(include_path=folders, include_defaults=True)
+    for name in missing:
+        if name not in manager.task_index:
+            raise RequestError(f"unknown task '{name}' {suggest(name, manager.all_tasks)}")
+    return manager
 
 
 def stock_names() -> dict[str, Path | None]:
@@ -174,7 +177,7 @@ def _read_from_mirror(manager: "TaskManager", names: Iterable[str]) -> None:
     from posttrain.eval_harness.mirror import LocalTask
 
     index = manager.task_index
-    for name in _leaves(index, names):
+    for name in leaves(index, names):
         entry = index[name]
         if entry.kind is not Kind.TASK or entry.yaml_path is None:
             continue
@@ -184,7 +187,7 @@ def _read_from_mirror(manager: "TaskManager", names: Iterable[str]) -> None:
         index[name] = Entry(name=name, kind=Kind.PY_TASK, yaml_path=None, cfg=config, tags=entry.tags)
 
 
-def _leaves(index: dict[str, Any], names: Iterable[str]) -> set[str]:
+def leaves(index: dict[str, Any], names: Iterable[str]) -> set[str]:
     """Names of the tasks that groups and tags stand for."""
     found: set[str] = set()
     waiting = list(names)

@@ -33,22 +33,39 @@ def evaluate_checkpoint(
     chat_template: Annotated[bool, typer.Option(help="Pose items as a conversation.")] = True,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if there is one.")] = None,
+    best_of: Annotated[int | None, typer.Option(help="Pick the best of so many samples; generation tasks.")] = None,
+    policy_url: Annotated[str | None, typer.Option(help="Policy service that samples.", envvar="POLICY_URL")] = None,
+    reward_url: Annotated[str | None, typer.Option(help="Reward service that picks.", envvar="REWARD_URL")] = None,
+    reward: Annotated[list[str] | None, typer.Option(help="source=weight that picks; default: rm=1.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Where to write; default: under runs/.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Evaluate a checkpoint on lm-eval tasks: value, standard error and every item's outcome."""
     # A wrong checkpoint is told before the five seconds that lm-eval takes to import.
     identity = checkpoint_identity(checkpoint, revision)
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    choice, left_out = None, []
+    if best_of is not None:
+        from posttrain.eval_harness.best_of_n_command import connect, picking_identity
+        from posttrain.eval_harness.generation_tasks import generation_tasks
+
+        choice = connect(checkpoint, best_of, policy_url, reward_url, reward, seed)
+        identity = picking_identity(identity, choice)
+        generated = generation_tasks(names, include_path)
+        left_out = [name for name in names if name not in generated]
+        names = generated or names  # if none is left, evaluate() says what is wrong with them
     from posttrain.eval_harness.evaluation import evaluate
 
     folder = out or RUNS / "eval" / identity["fingerprint"][:12]
     store = (out or RUNS) / "metrics.jsonl"
     result = evaluate(
         checkpoint,
-        [name.strip() for name in tasks.split(",") if name.strip()],
+        names,
         few_shot=few_shot,
         limit=limit,
         batch_size=batch_size,
+        best_of=choice,
         include_path=include_path,
         apply_chat_template=chat_template,
         max_gen_toks=max_gen_toks,
@@ -58,7 +75,10 @@ def evaluate_checkpoint(
         identity=identity,
         results_path=store,
     )
-    _print(result, folder, store, Console(stderr=as_json))
+    console = Console(stderr=as_json)
+    _print(result, folder, store, console)
+    if left_out:
+        console.print(f"note: left out, for best of n has no likelihoods: {', '.join(left_out)}")
     if as_json:
         print(json.dumps(_as_json(result, identity, folder), ensure_ascii=False))
 

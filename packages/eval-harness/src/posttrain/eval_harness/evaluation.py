@@ -7,14 +7,18 @@ task file says otherwise; the chat template is applied and few-shot examples are
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain.core.errors import RequestError, suggest
 from posttrain.core.results import append_result
 from posttrain.eval_harness.catalog import load_tasks
+from posttrain.eval_harness.generation_tasks import refuse_likelihood_tasks
 from posttrain.eval_harness.quiet import quiet
 from posttrain.eval_harness.raw_results import read_group, read_task
 from posttrain.eval_harness.result import EvaluationResult, write_items
+
+if TYPE_CHECKING:
+    from posttrain.eval_harness.best_of_n import BestOf
 
 BACKENDS = ("hf",)
 
@@ -30,6 +34,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 64,
     backend: str = "hf",
+    best_of: "BestOf | None" = None,
     include_path: Path | None = None,
     apply_chat_template: bool = True,
     max_gen_toks: int | None = None,
@@ -44,10 +49,13 @@ def evaluate(
     few_shot: number of examples in the prompt; None takes each task's own default, a task that fixes 0 keeps it.
     limit: only the first so many items of a task. max_gen_toks: replaces the tasks' number of new tokens.
     device: default cuda if there is one, else cpu; weights are float32 on the CPU, as saved on a GPU.
+    best_of: instead of one greedy answer, the best of n samples of a policy service that holds this checkpoint;
+    generation tasks only, under the backend `best_of_<n>`. `identity` should then tell apart what picks, too.
     out_dir: writes `<task>.jsonl`, an object an item. results_path: appends one row a task to that results store;
     `identity` is merged into the rows and must then hold "fingerprint".
 
-    RequestError for a wrong request: unknown task or backend, no items, no checkpoint or tokenizer, missing data.
+    RequestError for a wrong request: unknown task or backend, no items, no checkpoint or tokenizer, missing data, a
+    task that asks for likelihoods with `best_of`.
     """
     started = time.monotonic()
     _check(few_shot, limit, batch_size, backend, max_gen_toks, results_path, identity)
@@ -55,9 +63,11 @@ def evaluate(
         from lm_eval import evaluator
 
         loaded = load_tasks(tasks, include_path)
+        if best_of is not None:
+            refuse_likelihood_tasks(loaded["tasks"])
         for task in loaded["tasks"].values():
             _configure(task, few_shot, max_gen_toks)
-        model = _model(str(checkpoint), batch_size, device, revision)
+        model = _model(str(checkpoint), batch_size, device, revision, best_of)
         raw = evaluator.evaluate(
             lm=model,
             task_dict=loaded,
@@ -66,7 +76,7 @@ def evaluate(
             apply_chat_template=apply_chat_template,
             fewshot_as_multiturn=apply_chat_template,
         )
-    label = backend_label(backend, apply_chat_template, max_gen_toks)
+    label = backend_label(best_of.backend if best_of else backend, apply_chat_template, max_gen_toks)
     results = {
         name: read_task(name, task, raw, limit, label, model.finish_reasons) for name, task in loaded["tasks"].items()
     }
@@ -77,7 +87,7 @@ def evaluate(
         tasks=results,
         requested=_requested(tasks, loaded),
         seconds=time.monotonic() - started,
-        notes=_notes(model),
+        notes=(*([best_of.note] if best_of else []), *_notes(model)),
     )
     for task_result in results.values():
         if out_dir is not None:
@@ -132,11 +142,14 @@ def _configure(task: Any, few_shot: int | None, max_gen_toks: int | None) -> Non
         task.set_config(key="generation_kwargs", value={"max_gen_toks": max_gen_toks}, update=True)
 
 
-def _model(checkpoint: str, batch_size: int, device: str | None, revision: str | None) -> Any:
+def _model(checkpoint: str, batch_size: int, device: str | None, revision: str | None, best_of: "BestOf | None") -> Any:
     import torch
 
+    from posttrain.eval_harness.best_of_n import BestOfLM
     from posttrain.eval_harness.model import CheckpointLM
 
+    if best_of is not None:
+        return BestOfLM(checkpoint, batch_size, revision, best_of)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return CheckpointLM(checkpoint, batch_size, device, torch.float32 if device == "cpu" else "auto", revision)
 
