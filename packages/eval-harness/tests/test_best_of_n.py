@@ -2,6 +2,8 @@
 
 import math
 import random
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -191,7 +193,23 @@ def test_a_tag_or_group_is_of_generation_if_all_its_tasks_are(tmp_path):
         tag = "written" if name != "c" else "mixed"
         (tmp_path / f"{name}.yaml").write_text(f"task: {name}\ntag: {tag}\noutput_type: {output_type}\n")
     (tmp_path / "both.yaml").write_text("group: both\ntask: [a, c]\n")
-    assert generation_tasks(["written", "mixed", "both", "a"], tmp_path) == ["written", "a"]
+    (tmp_path / "two.yaml").write_text("group: two\ntask: [a, {task: b}]\n")
+    (tmp_path / "lost.yaml").write_text("group: lost\ntask: [nowhere]\n")
+    assert generation_tasks(["written", "mixed", "both", "a", "two", "lost"], tmp_path) == ["written", "a", "two"]
+
+
+def test_a_task_in_python_is_not_counted_among_those_that_generate(tmp_path):
+    (tmp_path / "own.yaml").write_text("task: own\nclass: !function own.Task\n")
+    assert generation_tasks(["own"], tmp_path) == []
+
+
+def test_known_tasks_are_told_without_loading_lm_eval():
+    code = (
+        "import sys; from posttrain.eval_harness.generation_tasks import generation_tasks; "
+        "print(generation_tasks(['nano_mc2', 'gsm8k', 'mmlu']), 'lm_eval' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "['gsm8k'] False"
 
 
 class FakePolicyClient:

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from posttrain.core.errors import RequestError, suggest
+from posttrain.eval_harness.task_files import leaves, read_entries, read_task_file
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -55,18 +54,11 @@ def check_tasks(names: Sequence[str], include_path: Path | None = None) -> None:
         _check_user_folder(Path(include_path))
     unknown = [name for name in names if task_version(name, include_path) is None]
     stock = stock_names() if unknown else {}
-    own = {name for folder in _folders(names, include_path) for name in _names_in(folder)}
+    own = read_entries(task_folders(names, include_path))
     for name in unknown:
         if name not in stock and name not in own:
             near = difflib.get_close_matches(name, {*stock, *own}, n=1)
             raise RequestError(f"unknown task '{name}' {suggest(name, near or [*NANO_TASKS, *STOCK_FOLDERS])}")
-
-
-def _names_in(folder: Path) -> set[str]:
-    configs = [_read_task_file(path) for path in folder.glob("**/*.yaml")]
-    return {
-        str(config[key]) for config in configs for key in ("task", "group", "tag") if isinstance(config.get(key), str)
-    }
 
 
 def task_version(name: str, include_path: Path | None = None) -> Any:
@@ -74,9 +66,9 @@ def task_version(name: str, include_path: Path | None = None) -> Any:
 
     Light: reads YAML only, so that a caller can look a finished result up without loading lm-eval.
     """
-    for folder in _folders([name], include_path)[::-1]:
+    for folder in task_folders([name], include_path)[::-1]:
         for path in sorted(folder.glob("**/*.yaml")):
-            config = _read_task_file(path)
+            config = read_task_file(path)
             if name in (config.get("task"), config.get("group")):
                 return (config.get("metadata") or {}).get("version")
     return None
@@ -88,7 +80,7 @@ def task_manager(names: Sequence[str], include_path: Path | None) -> "TaskManage
 
     if include_path is not None:
         _check_user_folder(Path(include_path))
-    folders = _folders(names, include_path)
+    folders = task_folders(names, include_path)
     manager = TaskManager(include_path=folders, include_defaults=False)
     missing = [name for name in names if name not in manager.task_index]
     if not missing:
@@ -123,7 +115,7 @@ def stock_names() -> dict[str, Path | None]:
     return names
 
 
-def _folders(names: Iterable[str], include_path: Path | None) -> list[Path]:
+def task_folders(names: Iterable[str], include_path: Path | None) -> list[Path]:
     """Folders to index; a later one wins, so the user's is last."""
     stock = [_lm_eval_tasks() / STOCK_FOLDERS[name] for name in dict.fromkeys(names) if name in STOCK_FOLDERS]
     return [*stock, TASK_FOLDER, *([Path(include_path)] if include_path is not None else [])]
@@ -144,29 +136,7 @@ def _check_user_folder(folder: Path) -> None:
     if not files:
         raise RequestError(f"--include-path {folder} holds no task file (*.yaml)")
     for path in files:
-        _read_task_file(path)
-
-
-def _read_task_file(path: Path) -> dict[str, Any]:
-    """The mapping of a task file with its includes; functions stay names. RequestError when it is malformed."""
-    try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_NamesOnly)  # noqa: S506 (it is a SafeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RequestError(f"task file {path} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(config, dict):
-        raise RequestError(f"task file {path} must hold a mapping, not {type(config).__name__}")
-    includes = config.pop("include", [])
-    merged: dict[str, Any] = {}
-    for name in includes if isinstance(includes, list) else [includes]:
-        merged |= _read_task_file(path.parent / name)
-    return merged | config
-
-
-class _NamesOnly(yaml.SafeLoader):
-    """Reads `!function name` as the name."""
-
-
-_NamesOnly.add_constructor("!function", lambda loader, node: node.value)
+        read_task_file(path)
 
 
 def _read_from_mirror(manager: "TaskManager", names: Iterable[str]) -> None:
@@ -185,22 +155,6 @@ def _read_from_mirror(manager: "TaskManager", names: Iterable[str]) -> None:
             check_punkt(name)
         config = load_yaml(entry.yaml_path, resolve_func=True) | {"class": LocalTask}
         index[name] = Entry(name=name, kind=Kind.PY_TASK, yaml_path=None, cfg=config, tags=entry.tags)
-
-
-def leaves(index: dict[str, Any], names: Iterable[str]) -> set[str]:
-    """Names of the tasks that groups and tags stand for."""
-    found: set[str] = set()
-    waiting = list(names)
-    while waiting:
-        item = waiting.pop()
-        name = item if isinstance(item, str) else item.get("task", item.get("group"))
-        entry = index.get(name) if isinstance(name, str) else None
-        if entry is None or name in found:
-            continue
-        found.add(name)
-        members = (entry.cfg or {}).get("task")
-        waiting += [*(members if isinstance(members, list) else []), *(entry.tags if entry.cfg is None else ())]
-    return found
 
 
 def check_punkt(task: str) -> None:

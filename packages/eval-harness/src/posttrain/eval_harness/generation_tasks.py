@@ -1,7 +1,7 @@
 """Which tasks let the model write an answer, rather than ask how likely given ones are.
 
 A policy that is a choice among samples, such as best of n, answers the former only: it has no likelihood of its own
-that could be computed. Reads task files, and no data.
+that could be computed. Reads task files, and no data; lm-eval is loaded only for what lies outside the known folders.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.core.errors import RequestError
-from posttrain.eval_harness.catalog import leaves, task_manager
-from posttrain.eval_harness.quiet import quiet
+from posttrain.eval_harness.catalog import task_folders, task_manager
+from posttrain.eval_harness.task_files import leaves, read_entries
 
 GENERATION = "generate_until"
 """lm-eval's output type of a task whose answer is generated; also what a task file means that names none."""
@@ -22,9 +22,14 @@ def generation_tasks(names: Sequence[str], include_path: Path | None = None) -> 
     Tasks written in Python are not among them: what they ask is not in their file (squadv2 asks both). RequestError for
     a name that no task has.
     """
-    with quiet():
-        index = task_manager(names, include_path).task_index
-    return [name for name in dict.fromkeys(names) if all(map(_generates, _tasks(index, name)))]
+    index: Mapping[str, Any] = read_entries(task_folders(names, include_path))
+    if not all(name in index for name in names):
+        from posttrain.eval_harness.quiet import quiet
+
+        with quiet():
+            index = task_manager(names, include_path).task_index
+    tasks = {name: _tasks(index, name) for name in names}
+    return [name for name, entries in tasks.items() if entries and all(map(_generates, entries))]
 
 
 def refuse_likelihood_tasks(tasks: Mapping[str, Any]) -> None:
@@ -38,7 +43,7 @@ def refuse_likelihood_tasks(tasks: Mapping[str, Any]) -> None:
         )
 
 
-def _tasks(index: dict[str, Any], name: str) -> list[Any]:
+def _tasks(index: Mapping[str, Any], name: str) -> list[Any]:
     """The entries of the tasks that a name stands for, without those of the groups and tags on the way."""
     entries = [index[leaf] for leaf in leaves(index, [name])]
     return [entry for entry in entries if "task" in (entry.cfg or {}) and "group" not in entry.cfg]
