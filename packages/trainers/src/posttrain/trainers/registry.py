@@ -23,10 +23,14 @@ BUILT_IN: dict[str, str] = {
     "sft": "posttrain.trainers.sft:METHOD",
     "preferences": "posttrain.trainers.preferences:METHOD",
     "rm": "posttrain.trainers.reward_model:METHOD",
+    "dpo": "posttrain.trainers.dpo:METHOD",
+    "simpo": "posttrain.trainers.simpo:METHOD",
+    "orpo": "posttrain.trainers.orpo:METHOD",
     "ppo": "posttrain.trainers.ppo:METHOD",
     "grpo": "posttrain.trainers.grpo:METHOD",
     "rloo": "posttrain.trainers.rloo:METHOD",
     "best_of_n": "posttrain.trainers.best_of_n:METHOD",
+    "kto": "posttrain.trainers.kto:METHOD",
 }
 """Name of a method to its description."""
 
