@@ -5,22 +5,44 @@ Pure functions of texts, scores and seeds.
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
+from typing import Literal
 
 from posttrain.core.seeds import derive_seed
 from posttrain.data.rows import Pair, Prompt
 
+Selection = Literal["random", "extremes"]
 
-def pairs_of_prompt(prompt: Prompt, texts: Sequence[str], scores: Sequence[float], limit: int, seed: int) -> list[Pair]:
-    """Up to `limit` pairs of a higher and a lower score, drawn at random by (seed, prompt's id).
 
-    Equal texts count once, and equal scores make no pair.
+@dataclass(frozen=True)
+class PromptPairs:
+    """What one prompt's answers gave."""
+
+    pairs: list[Pair]
+    score_gaps: list[float]
+    """Of each pair, the chosen answer's score less the rejected one's."""
+    tie: bool
+    """Whether there were answers to compare, all of one score, and so no pair."""
+
+
+def pairs_of_prompt(
+    prompt: Prompt, texts: Sequence[str], scores: Sequence[float], select: Selection, limit: int, seed: int
+) -> PromptPairs:
+    """Pairs of a higher and a lower score. Equal texts count once, and equal scores make no pair.
+
+    `random`: up to `limit` of them, drawn by (seed, prompt's id). `extremes`: the answer with the highest score and the
+    one with the lowest (of equal ones the first), as in SimPO's on-policy data (Meng et al. 2024, section 3).
     """
     score_of = dict(zip(texts, scores, strict=True))
-    candidates = [(a, b) if score_of[a] > score_of[b] else (b, a) for a, b in combinations(score_of, 2)]
-    candidates = [(better, worse) for better, worse in candidates if score_of[better] != score_of[worse]]
+    if select == "extremes":
+        compared = [(max(score_of, key=score_of.__getitem__), min(score_of, key=score_of.__getitem__))] if texts else []
+    else:
+        compared = list(combinations(score_of, 2))
+    ordered = [(a, b) if score_of[a] > score_of[b] else (b, a) for a, b in compared]
+    candidates = [(better, worse) for better, worse in ordered if score_of[better] != score_of[worse]]
     random.Random(derive_seed(seed, "pairs", prompt["id"])).shuffle(candidates)
-    return [
+    pairs: list[Pair] = [
         {
             "id": f"{prompt['id']}-{number}",
             "prompt": prompt["prompt"],
@@ -30,6 +52,8 @@ def pairs_of_prompt(prompt: Prompt, texts: Sequence[str], scores: Sequence[float
         }
         for number, (better, worse) in enumerate(candidates[:limit])
     ]
+    gaps = [score_of[better] - score_of[worse] for better, worse in candidates[:limit]]
+    return PromptPairs(pairs, gaps, tie=len(score_of) > 1 and not candidates)
 
 
 def flip_labels(pairs: Sequence[Pair], probability: float, seed: int) -> tuple[list[Pair], int]:

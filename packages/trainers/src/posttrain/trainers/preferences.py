@@ -22,7 +22,7 @@ from posttrain.data.chat import load_tokenizer
 from posttrain.data.rows import Prompt
 from posttrain.trainers.models import context_length, load_policy
 from posttrain.trainers.online_inputs import read_prompts, services
-from posttrain.trainers.pairs import flip_labels, pairs_of_prompt
+from posttrain.trainers.pairs import PromptPairs, Selection, flip_labels, pairs_of_prompt
 from posttrain.trainers.phases import Phases
 from posttrain.trainers.quiet import quiet
 from posttrain.trainers.registry import Method
@@ -38,8 +38,11 @@ class Settings(BaseSettings):
     """Reward source whose scores rank the completions."""
     samples_per_prompt: int = Field(8, ge=2)
     """K, completions of each prompt."""
+    select: Selection = "random"
+    """`random`: a prompt's pairs are drawn from all that differ in score. `extremes`: its best and its worst answer are
+    its one pair (Meng et al. 2024, SimPO, whose best policies learnt from such pairs of their own answers)."""
     pairs_per_prompt: int = Field(4, ge=1)
-    """At most so many pairs of one prompt."""
+    """At most so many pairs of one prompt, with `select: random`."""
     label_noise: float = Field(0.1, ge=0, lt=0.5)
     """Probability that a training pair has its labels swapped: people do not agree either (in InstructGPT's data 73 %
     of the time)."""
@@ -106,7 +109,7 @@ def sample_chunk(
     reward: RewardClient,
     prompts: Sequence[RenderedPrompt],
     number: int,
-) -> tuple[list[ScoredPrompt], dict[str, float]]:
+) -> tuple[list[ScoredPrompt], dict[str, float | None]]:
     """Completions of some prompts with their scores, and numbers to log."""
     phases, k = Phases(), settings.samples_per_prompt
     with phases("generation"):
@@ -131,13 +134,29 @@ def sample_chunk(
         }
         for i, (prompt, of_prompt) in enumerate(zip(prompts, choices, strict=True))
     ]
+    made = [pairs_made(settings, seed, prompt.prompt, row) for prompt, row in zip(prompts, rows, strict=True)]
     return rows, {
         "score/mean": sum(values) / len(values),
+        "pairs/count": float(sum(len(of.pairs) for of in made)),
+        "pairs/ties": float(sum(of.tie for of in made)),
+        "pairs/score_gap": _mean_gap(made),
         "completion/length": sum(len(completion.token_ids) for completion in flat) / len(flat),
         "completion/truncated": sum(completion.finish_reason == "length" for completion in flat) / len(flat),
         "tokens_generated": float(sum(len(completion.token_ids) for completion in flat)),
         **{f"seconds/{name}": value for name, value in phases.seconds.items()},
     }
+
+
+def pairs_made(settings: Settings, seed: int, prompt: Prompt, row: ScoredPrompt) -> PromptPairs:
+    """Pairs of the finished completions of a prompt."""
+    done = [i for i, finished in enumerate(row["finished"]) if finished]
+    texts, scores = [row["completions"][i] for i in done], [row["scores"][i] for i in done]
+    return pairs_of_prompt(prompt, texts, scores, settings.select, settings.pairs_per_prompt, seed)
+
+
+def _mean_gap(made: Sequence[PromptPairs]) -> float | None:
+    gaps = [gap for of in made for gap in of.score_gaps]
+    return sum(gaps) / len(gaps) if gaps else None
 
 
 def write_pairs(
@@ -146,17 +165,15 @@ def write_pairs(
     """Pairs the completions, holds a share of the prompts out, flips training labels, writes both files."""
     # The prompts come in an order that derives from the seed: the last ones are a random choice.
     training = len(prompts) - max(1, round(settings.held_out * len(prompts)))
-    of_prompt = []
-    for prompt, row in zip(prompts, rows, strict=True):
-        done = [i for i, finished in enumerate(row["finished"]) if finished]
-        texts, scores = [row["completions"][i] for i in done], [row["scores"][i] for i in done]
-        of_prompt.append(pairs_of_prompt(prompt, texts, scores, settings.pairs_per_prompt, inputs.seed))
-    clean = [pair for pairs in of_prompt[:training] for pair in pairs]
-    held_out = [pair for pairs in of_prompt[training:] for pair in pairs]
+    made = [pairs_made(settings, inputs.seed, prompt, row) for prompt, row in zip(prompts, rows, strict=True)]
+    clean = [pair for of in made[:training] for pair in of.pairs]
+    held_out = [pair for of in made[training:] for pair in of.pairs]
+    ties = sum(of.tie for of in made)
     if not clean or not held_out:
         raise WorkError(
             f"{len(prompts)} prompts gave {len(clean)} training pairs and {len(held_out)} held-out ones; source "
-            f"'{settings.source}' scores the answers to a prompt alike, or they do not finish: use more prompts"
+            f"'{settings.source}' scores the answers to a prompt alike (to {ties} prompts), or they do not finish: use "
+            "more prompts"
         )
     noisy, flipped = flip_labels(clean, settings.label_noise, inputs.seed)
     write_jsonl(inputs.run.path / "heldout.jsonl", held_out)
@@ -165,9 +182,11 @@ def write_pairs(
         "prompts": len(prompts),
         "completions": sum(len(row["completions"]) for row in rows),
         "truncated": sum(not finished for row in rows for finished in row["finished"]),
-        "prompts_without_pair": sum(not pairs for pairs in of_prompt),
+        "prompts_without_pair": sum(not of.pairs for of in made),
+        "ties_dropped": ties,
         "pairs": len(noisy),
         "pairs_by_kind": dict(sorted(Counter(pair["kind"] for pair in noisy).items())),
+        "score_gap": _mean_gap(made[:training]),
         "labels_flipped": flipped,
         "held_out_pairs": len(held_out),
     }
