@@ -92,13 +92,14 @@ def test_samples_are_asked_as_the_checkpoint_itself_would_be(services, tiny_chec
 
 
 def test_the_reward_reads_the_conversation_and_the_answer_and_no_reference(services, tiny_checkpoint):
-    fake = services(lambda prompt, i, seed: "4" + END)
+    fake = services(lambda prompt, i, seed: "45"[i % 2] + END)
     evaluate(tiny_checkpoint, ["nano_problems"], best_of=best_of(fake), few_shot=1, limit=1)
     ((sources, items),) = fake.scored
     assert sources == ["rm"]
     assert [message["role"] for message in items[0]["prompt"]] == ["user", "assistant", "user"]
     assert items[0]["prompt"][-1]["content"] == "What is 40 + 0?"
-    assert items == [{**items[0], "completion": "4", "finish_reason": "stop", "reference": None}] * 4
+    # Equal answers are asked once.
+    assert items == [{**items[0], "completion": c, "finish_reason": "stop", "reference": None} for c in "45"]
 
 
 def test_without_a_template_the_reward_reads_the_text(services, tiny_checkpoint):

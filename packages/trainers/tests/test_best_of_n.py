@@ -52,13 +52,23 @@ def test_every_prompt_has_its_samples_without_texts(finished):
     assert set(reasons) == {"stop", "length"}
 
 
-def test_scores_belong_to_the_completions_that_were_sampled(finished):
-    _, inputs = finished
+def test_every_sample_has_the_scores_of_its_text_and_equal_ones_are_scored_once(tmp_path):
+    inputs = tiny_inputs(tmp_path)
+    complete, texts = inputs.policy.complete, []
+
+    def repeating(prompts, **arguments):
+        choices = [[a, b, a, b, a, c] for a, b, c, *_ in complete(prompts, **arguments)]
+        texts.extend(completion.text for of_prompt in choices for completion in of_prompt)
+        return choices
+
+    inputs.policy.complete = repeating
+    best_of_n.train(tiny(), inputs)
     rows = read_jsonl(inputs.run.path / SAMPLES)
-    asked = [item for _, batch in inputs.reward.asked for item in batch]
-    assert [why for row in rows for why in row["finish_reasons"]] == [item["finish_reason"] for item in asked]
-    even = [float(len(item["completion"]) % 2 == 0) for item in asked]
-    assert [value for row in rows for value in row["scores"]["verifier"]] == even
+    assert [v for row in rows for v in row["scores"]["verifier"]] == [float(len(text) % 2 == 0) for text in texts]
+    assert sum(len(items) for _, items in inputs.reward.asked) <= 30
+    for _, asked in inputs.reward.asked:
+        questions = [(item["prompt"][0]["content"], item["completion"], item["finish_reason"]) for item in asked]
+        assert len(set(questions)) == len(questions)
 
 
 def test_the_curve_starts_at_the_policy_and_the_reward_rises_along_it(finished):

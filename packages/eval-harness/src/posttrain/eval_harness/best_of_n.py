@@ -109,7 +109,7 @@ class BestOfLM(CheckpointLM):
     def _pick(self, request: Any, choices: Sequence[Completion], stops: list[str]) -> str:
         """The answer with the highest reward among those that ended, the first of equals."""
         messages, begun = self._conversations.get(request.args[0], (request.args[0], ""))
-        answers = [self._answer(choice.token_ids, stops) for choice in choices]
+        answers = list(dict.fromkeys(self._answer(choice.token_ids, stops) for choice in choices))
         answered = [
             {"prompt": messages, "completion": begun + text, "finish_reason": reason, "reference": None}
             for text, reason in answers

@@ -9,11 +9,14 @@ posttrain.eval_harness.best_of_n.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
+from jaxtyping import Float
 from pydantic import Field, model_validator
+from torch import Tensor
 
-from posttrain.core.clients import RewardClient
+from posttrain.core.clients import Completion, RewardClient
 from posttrain.core.config import Settings as BaseSettings
 from posttrain.core.errors import RequestError
 from posttrain.core.files import write_jsonl
@@ -37,9 +40,9 @@ class Settings(BaseSettings):
 
     n: int = Field(16, ge=1)
     """What the table's row is the best of; `items` takes another one."""
-    samples_per_prompt: int = Field(64, ge=1)
-    """N, what the estimates and the curve are made from: at least n. The standard errors are of the prompts, and with
-    N = 4 n little of them is left to the draw of the samples."""
+    samples_per_prompt: int = Field(32, ge=1)
+    """N, what the estimates and the curve are made from: at least n. For the best of 16 over the nano lab's validation
+    prompts N = 16, 32, 64 gave standard errors of the gold reward of 0.020, 0.017, 0.016."""
     max_new_tokens: int = Field(64, ge=1)
     """Length limit of a completion, in tokens."""
     max_prompt_tokens: int | None = Field(None, ge=1)
@@ -128,7 +131,7 @@ def sample_chunk(
         )
     flat = [completion for of_prompt in choices for completion in of_prompt]
     with phases("reward"):
-        scores = score_completions(reward, settings.sources, [p.prompt for p in prompts for _ in range(N)], flat)
+        scores = score_distinct(reward, settings.sources, prompts, choices)
     weighted = weighted_sum(scores, settings.rewards)
     rows: list[PromptSamples] = [
         {
@@ -149,6 +152,21 @@ def sample_chunk(
         "tokens_generated": float(tokens),
         **phases.logged,
     }
+
+
+def score_distinct(
+    reward: RewardClient,
+    sources: Sequence[str],
+    prompts: Sequence[RenderedPrompt],
+    choices: Sequence[Sequence[Completion]],
+) -> dict[str, Float[Tensor, " samples"]]:
+    """The scores of all completions in order. Equal ones of a prompt, nearly half of 64 on the nano lab, are scored
+    once, and so tie exactly."""
+    keys = [(i, c.text, c.finish_reason) for i, of_prompt in enumerate(choices) for c in of_prompt]
+    distinct = dict(zip(keys, chain.from_iterable(choices), strict=True))
+    scores = score_completions(reward, sources, [prompts[i].prompt for i, _, _ in distinct], list(distinct.values()))
+    place = {key: number for number, key in enumerate(distinct)}
+    return {source: values[[place[key] for key in keys]] for source, values in scores.items()}
 
 
 METHOD = Method(
