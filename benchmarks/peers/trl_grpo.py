@@ -1,15 +1,17 @@
-"""One step of our PPO beside one GRPO step of stock TRL, from the same checkpoint and prompts.
+"""One step of our GRPO, and of our PPO, beside one GRPO step of stock TRL, from the same checkpoint and prompts.
 
 Equal: the checkpoint, the prompts (each step samples all of them), samples a prompt, longest completion, temperature 1,
-epochs (one), minibatches, optimiser (AdamW), fp32, threads at most. The learning rates are so small that both go on
-sampling completions of the lengths that they began with; the mean lengths are in the record.
+epochs (one), minibatches, optimiser (AdamW), fp32, threads at most; for our GRPO also the loss (TRL's default: DAPO's,
+without a KL penalty and therefore without a reference), and every group is trained on. The learning rates are so small
+that all go on sampling completions of the lengths that they began with; the mean lengths are in the record.
 
-Not equal, and in the peer's favour: ours has a second model, the critic, to read and to train, reads a reference for
-the KL penalty (TRL's default has none), asks a reward model in another process where TRL calls a Python function, and
-sends prompts, completions and weights over HTTP, where TRL samples with transformers `generate` in its own process; and
-the peer has the faster of one and all threads. In ours: each prompt is computed once for its samples, which GRPO in TRL
-does not do. TRL's own default trades time for memory (gradient checkpointing); it stands beside as `TRL's defaults`,
-and the ratio is taken to the faster one without. It ends with one JSON object.
+Not equal, and in the peer's favour: ours asks a reward model in another process where TRL calls a Python function, and
+sends prompts, completions and weights over HTTP, where TRL samples with transformers `generate` in its own process; our
+PPO has a second model, the critic, to read and to train, and reads a reference for the KL penalty; and the peer has the
+faster of one and all threads. In ours: each prompt is computed once for its samples, and an engine that agrees with the
+trainer spares the log-probabilities before the update, neither of which TRL does. TRL's own default trades time for
+memory (gradient checkpointing); it stands beside as `TRL's defaults`, and the ratios are taken to the faster one
+without. It ends with one JSON object.
 
     python -m benchmarks.peers.trl_grpo [--prompts 32] [--samples 8] [--minibatches 2] [--new 64] [--rounds 7]
 """
@@ -26,7 +28,7 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.ppo_steps import completion_length, phase_seconds, ppo_steps
+from benchmarks.online_steps import online_steps
 from benchmarks.side_by_side import alternate, report, seconds
 from benchmarks.turns import Turns
 from benchmarks.workloads import random_reward_model
@@ -34,8 +36,9 @@ from posttrain.core.runs import RunDirectory
 from posttrain.data import nano
 from posttrain.data.chat import load_tokenizer
 from posttrain.data.sources import Source, load_prompts
-from posttrain.trainers import ppo, sft
+from posttrain.trainers import grpo, ppo, sft
 from posttrain.trainers.models import load_policy
+from posttrain.trainers.online_settings import OnlineSettings
 from posttrain.trainers.quiet import quiet
 from posttrain.trainers.stage import StageInputs
 
@@ -44,7 +47,7 @@ LR = 1e-7
 
 
 def main() -> None:
-    """Prints steps a second of all sides and our ratio to TRL's faster one."""
+    """Prints steps a second of all sides and our ratios to TRL's faster one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, help="an SFT checkpoint; default: the nano base learns the format")
     parser.add_argument("--prompts", type=int, default=32)
@@ -61,29 +64,37 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         checkpoint = wish.checkpoint or short_sft(folder / "sft", wish.demonstrations)
-        settings = ppo.Settings(
-            steps=10_000,
-            prompts_per_step=wish.prompts,
-            samples_per_prompt=wish.samples,
-            minibatches=wish.minibatches,
-            max_new_tokens=wish.new,
-            lr=LR,
-            critic_lr=LR,
-            gold_source=None,
-            save_every=10_000,
-        )
-        ours, metrics = stack.enter_context(
-            ppo_steps(settings, checkpoint, random_reward_model(folder / "rm"), source, folder, wish.threads)
-        )
+        reward_model = random_reward_model(folder / "rm")
+        equal: dict[str, Any] = {
+            "steps": 10_000,
+            "prompts_per_step": wish.prompts,
+            "samples_per_prompt": wish.samples,
+            "minibatches": wish.minibatches,
+            "max_new_tokens": wish.new,
+            "lr": LR,
+            "gold_source": None,
+            "save_every": 10_000,
+        }
+        methods: dict[str, OnlineSettings] = {
+            "grpo": grpo.Settings(variant="dapo", resample_rounds=0, refuse_constant_groups=False, **equal),
+            "ppo": ppo.Settings(critic_lr=LR, **equal),
+        }
+        ours = {
+            f"our {method.upper()}": stack.enter_context(
+                online_steps(method, settings, checkpoint, reward_model, source, folder, wish.threads)
+            )
+            for method, settings in methods.items()
+        }
         peer_threads = fastest(wish, checkpoint, folder)
         peers = {side: stack.enter_context(Turns(peer_threads)) for side in ("TRL GRPO", "TRL's defaults")}
         trainers = {
             side: grpo_steps(turns, wish, checkpoint, folder, {} if side == "TRL's defaults" else FASTER)
             for side, turns in peers.items()
         }
-        rates = alternate({"our PPO": ours, **peers}, wish.rounds)
-        lengths = {"our PPO": completion_length(metrics)} | {s: mean_length(t) for s, t in trainers.items()}
-        phases = phase_seconds(metrics)
+        rates = alternate({**ours, **peers}, wish.rounds)
+        lengths = {side: steps.completion_length() for side, steps in ours.items()}
+        lengths |= {side: mean_length(trainer) for side, trainer in trainers.items()}
+        phases = {side: steps.phase_seconds() for side, steps in ours.items()}
     report(
         "trl_grpo",
         rates,

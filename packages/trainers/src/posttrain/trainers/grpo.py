@@ -45,7 +45,7 @@ weight, takes DAPO's resampling and does not print its upper bound; 1 + 4 is tha
 
 
 class Settings(GroupSettings):
-    """GRPO under the names of its papers. A setting that is not set is what the paper of `variant` chose."""
+    """GRPO under the names of its papers. What is not set is what the paper of `variant` chose, or as said below."""
 
     variant: Literal["grpo", "dr_grpo", "dapo", "cispo"] = "grpo"
     """Whose choices the settings below and `resample_rounds` start from."""
@@ -63,9 +63,9 @@ class Settings(GroupSettings):
     clip_high: float = Field(0.2, gt=0)
     """How far it may rise above 1. dapo: .28, "clip higher". cispo: 4."""
     kl_coef: float = Field(0.1, ge=0)
-    """β of the KL penalty in the loss, estimated by k3; with 0 no reference model is read. Shao et al. have .04; on the
-    nano lab's learned reward .1 held and none collapsed. The other variants have none: they were published with
-    verified rewards, which cannot be over-optimised like a learned one."""
+    """β of the KL penalty in the loss, estimated by k3; with 0 no reference model is read. Shao et al. have .04; .1 is
+    the nano lab's, whose learned reward was over-optimised within 80 steps without a penalty. The other variants have
+    none: they were published with verified rewards, which a policy cannot exploit like a learned one."""
     unbiased_kl: bool = True
     """Weigh each token's k3 by the ratio π/π_old: its gradient is then that of the KL (DeepSeek-V3.2, 2025), which that
     of k3 alone, the form of Shao et al. 2024, is not."""
