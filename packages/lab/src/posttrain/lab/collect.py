@@ -1,64 +1,133 @@
-"""From finished run directories to the rows of a table: reads per-item results, pools seeds, pairs rows."""
+"""From finished run directories to the rows of a table: reads per-item results, pools seeds, checks the conditions."""
 
-from collections.abc import Sequence
-from itertools import chain
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from posttrain.core.errors import RequestError, suggest
 from posttrain.core.files import read_jsonl
-from posttrain.lab.evaluations import is_evaluated
-from posttrain.lab.graph import Plan, Row
+from posttrain.core.statistics import Estimate
+from posttrain.lab.arms import LEARNED
+from posttrain.lab.conditions import check_conditions, recipe_conditions, recorded_conditions
+from posttrain.lab.costs import row_cost
+from posttrain.lab.evaluations import evaluated_tasks, is_evaluated
+from posttrain.lab.plan import BASE, REFERENCE, Plan, Row
 from posttrain.lab.policy_measures import MEASURES, policy_items
 from posttrain.lab.table import Scores, Table, TableRow, build_table
 
 
-def collect_table(plans: Sequence[Plan]) -> Table:
-    """The table of one method over the seeds of `plans`: base, SFT, the method, and the differences between them."""
-    rows = [_collect_row([plan.rows[place] for plan in plans], plans) for place in range(len(plans[0].rows))]
-    evaluation = plans[0].recipe.evaluation
+@dataclass(frozen=True)
+class Entry:
+    """A row with the runs that it pools: one a seed, each with the plan that it belongs to."""
+
+    name: str
+    runs: tuple[tuple[Row, Plan], ...]
+
+    @property
+    def first(self) -> Row:
+        """The row of the first seed: what does not depend on the seed is read from it."""
+        return self.runs[0][0]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """In order."""
+        return tuple(plan.seed for _, plan in self.runs)
+
+
+def collect_table(
+    plans: Sequence[Plan], more: Sequence[Entry] = (), allowed: Collection[str] = (), check: bool = True
+) -> Table:
+    """The table of all rows of `plans` (arms and seeds of one recipe) and of the entries of other runs.
+
+    RequestError where a row was made under other conditions (see posttrain.lab.conditions) that are not `allowed`.
+    """
+    entries = [*entries_of(plans), *more]
+    recipe, seeds = plans[0].recipe, sorted({plan.seed for plan in plans})
+    expected = recipe_conditions(recipe, plans[0].base, seeds)
+    found = {entry.name: _recorded(entry, seeds) for entry in entries}
+    deviations = check_conditions(expected, found, allowed)
+    evaluation = recipe.evaluation
+    rows = [_collect_row(entry) for entry in entries]
     columns = (*evaluation.columns().values(), *MEASURES.values())
     present = [column for column in columns if any(column in row.scores for row in rows)]
     tasks = [*evaluation.columns().values(), MEASURES["gold"]]
-    return build_table(rows, present, _pairs([row.name for row in rows]), tasks)
-
-
-def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Each row against the one before it, and the last against the first."""
-    neighbours = [(names[place + 1], names[place]) for place in range(len(names) - 1)]
-    return [*neighbours, (names[-1], names[0])] if len(names) > 2 else neighbours
-
-
-def _collect_row(rows: Sequence[Row], plans: Sequence[Plan]) -> TableRow:
-    seeds = tuple(plan.seed for plan in plans)
-    columns = plans[0].recipe.evaluation.columns()
-    scores = {}
-    _refuse_other_evaluations(rows, plans)
-    for (task, metric), title in columns.items():
-        scores[title] = _pool([_task_values(row.run.eval / f"{task}.jsonl", metric) for row in rows], seeds)
-    for measure, title in MEASURES.items():
-        parts = [_read(policy_items(row, plan), measure) for row, plan in zip(rows, plans, strict=True)]
-        if all(parts):
-            scores[title] = _pool(parts, seeds)
-    records = [row.run.provenance() for row in rows]
-    seconds = [record.get("cost", {}).get("wall_seconds") for record in records]
-    known = [value for value in seconds if value is not None]
-    return TableRow(
-        name=rows[0].name,
-        config_hash=rows[0].identity.config_hash,
-        seeds=seeds if rows[0].identity.parents else (),
-        scores=scores,
-        seconds=sum(known) / len(known) if known else None,
-        resumed=any(record.get("resumed", False) for record in records),
+    footnotes = [each.sentence() for each in deviations]
+    return build_table(
+        rows, present, tasks, evaluation.headline_column, footnotes, check=check, partial=bool(deviations)
     )
 
 
-def _refuse_other_evaluations(rows: Sequence[Row], plans: Sequence[Plan]) -> None:
-    for row, plan in zip(rows, plans, strict=True):
-        if not is_evaluated(row, plan.recipe.evaluation):
-            raise RequestError(
-                f"{row.name} ({row.run.path}) was last evaluated with other tasks or limits, or not at all; "
-                "run posttrain train again with these settings"
-            )
+def entries_of(plans: Sequence[Plan]) -> list[Entry]:
+    """The distinct rows of the plans in the order of first appearance, each with its runs by seed."""
+    found: dict[tuple[str, str], dict[int, tuple[Row, Plan]]] = {}
+    for plan in sorted(plans, key=lambda plan: plan.seed):
+        for row in plan.rows:
+            found.setdefault((row.name, row.identity.config_hash), {}).setdefault(plan.seed, (row, plan))
+    names = [name for name, _ in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise RequestError(f"two rows are called '{name}'; give one of them a name of its own under variants")
+    return [Entry(name, tuple(runs[seed] for seed in sorted(runs))) for (name, _), runs in found.items()]
+
+
+def _recorded(entry: Entry, seeds: Sequence[int]) -> Mapping[str, Any]:
+    """The conditions of an entry; where its runs differ among themselves, those of the first that does."""
+    own = seeds if entry.name == BASE else entry.seeds
+    of_runs = [recorded_conditions(row, own) for row, _ in entry.runs]
+    return next((conditions for conditions in of_runs if conditions != of_runs[0]), of_runs[0])
+
+
+def _collect_row(entry: Entry) -> TableRow:
+    arm, recipe = entry.first.arm, entry.runs[0][1].recipe
+    scores = {}
+    for (task, metric), title in recipe.evaluation.columns().items():
+        if task in evaluated_tasks(entry.first, recipe.evaluation):
+            scores[title] = _pool([(plan.seed, _task_values(row, plan, task, metric)) for row, plan in entry.runs])
+    for measure, title in MEASURES.items():
+        parts = [(plan.seed, _read(policy_items(row, plan), measure)) for row, plan in entry.runs]
+        if all(values for _, values in parts):
+            scores[title] = _pool(parts)
+    chains = [_chain(row, plan) for row, plan in entry.runs]
+    recorded = entry.first.run.provenance().get("arm", {})
+    accuracy, implicit = _reward_accuracy(entry)
+    return TableRow(
+        name=entry.name,
+        config_hash=entry.first.identity.config_hash,
+        seeds=() if entry.name == BASE else entry.seeds,
+        scores=scores,
+        learns_from=arm.learns_from if arm else recorded.get("learns_from", "—"),
+        trials=arm.trials if arm and arm.described.grid else recorded.get("trials") if not arm else None,
+        reward_accuracy=accuracy,
+        implicit=implicit,
+        cost=row_cost(chains, recipe.price),
+        start=arm.start if arm else None,
+    )
+
+
+def _chain(row: Row, plan: Plan) -> list[dict[str, Any]]:
+    """The provenance of every stage that a row needed, its own last; none for the base."""
+    runs = row.before or [stage.run for stage in plan.needed(row.identity)]
+    return [run.provenance() for run in runs if run.finished]
+
+
+def _reward_accuracy(entry: Entry) -> tuple[Estimate | None, bool]:
+    """Held-out accuracy of what a row took for its reward, over its seeds; True if that was its implicit reward."""
+    own = [row.run.provenance().get("summary", {}).get("held_out") for row, _ in entry.runs]
+    if all(isinstance(held_out, dict) and "accuracy" in held_out for held_out in own):
+        return _mean([(each["accuracy"], each["accuracy_standard_error"], each["n"]) for each in own]), True
+    models = [record for row, plan in entry.runs for record in _chain(row, plan)[:-1] if record["stage"] == LEARNED]
+    if not models:
+        return None, False
+    accuracies = [record["summary"]["accuracy"]["all"] for record in models]
+    return _mean([(each["accuracy"], each["standard_error"], each["n"]) for each in accuracies]), False
+
+
+def _mean(parts: Sequence[tuple[float, float, int]]) -> Estimate:
+    """Over seeds, whose held-out pairs are different ones."""
+    values, errors, counts = zip(*parts, strict=True)
+    return Estimate(sum(values) / len(parts), math.hypot(*errors) / len(parts), sum(counts))
 
 
 ItemValues = dict[str, list[float]]
@@ -66,14 +135,19 @@ ItemValues = dict[str, list[float]]
 
 
 def _read(path: Path, metric: str) -> ItemValues:
-    values = {}
+    values: ItemValues = {}
+    if not path.exists():
+        return values
     for item in read_jsonl(path):
         if (value := item["scores"].get(metric)) is not None:
             values[item["id"]] = value if isinstance(value, list) else [value]
     return values
 
 
-def _task_values(path: Path, metric: str) -> ItemValues:
+def _task_values(row: Row, plan: Plan, task: str, metric: str) -> ItemValues:
+    path = row.run.eval / f"{task}.jsonl"
+    if not path.exists() or (row.arm is not None and not is_evaluated(row, plan.recipe.evaluation)):
+        raise RequestError(f"{row.name} ({row.run.path}) is not evaluated on {task}; run the same command again")
     values = _read(path, metric)
     if not values:
         known = {name for item in read_jsonl(path) for name in item["scores"]}
@@ -81,10 +155,12 @@ def _task_values(path: Path, metric: str) -> ItemValues:
     return values
 
 
-def _pool(parts: Sequence[ItemValues], seeds: Sequence[int]) -> Scores:
-    triples = chain.from_iterable(
-        ((item, f"{seed}/{item}/{place}", value) for item, values in part.items() for place, value in enumerate(values))
-        for seed, part in zip(seeds, parts, strict=True)
-    )
-    items, keys, values = zip(*triples, strict=True)
-    return Scores(items, keys, values)
+def _pool(parts: Sequence[tuple[int, ItemValues]]) -> Scores:
+    rows = [
+        (item, seed, place, value)
+        for seed, values in parts
+        for item, of_item in values.items()
+        for place, value in enumerate(of_item)
+    ]
+    items, seeds, places, values = zip(*rows, strict=True)
+    return Scores(items, seeds, places, values)

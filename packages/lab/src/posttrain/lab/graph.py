@@ -1,11 +1,10 @@
-"""The stage graph: which stages a method needs, in which order, and what identifies each of them.
+"""The stage graph: which stages an arm needs, in which order, and what identifies each of them.
 
 Pure planning: nothing is trained, started or written here. Every stage's definition holds all that changes its
 result, so that its directory can be reused when and only when the result would be the same.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,189 +13,176 @@ from posttrain.core.errors import RequestError, suggest
 from posttrain.core.hashing import digest_checkpoint
 from posttrain.core.runs import RunDirectory, StageIdentity
 from posttrain.data.sources import Source, describe_source
-from posttrain.lab.models import BaseModel, resolve_model
-from posttrain.lab.recipe import LEARNED, Recipe
+from posttrain.lab.arms import LEARNED, Arm, PairsKind
+from posttrain.lab.models import resolve_model
+from posttrain.lab.plan import BASE, REFERENCE, Plan, Row, Stage
+from posttrain.lab.recipe import Recipe
 from posttrain.reward_model.sources import resolve
+from posttrain.trainers.preferences import Settings as PreferenceSettings
 from posttrain.trainers.registry import get_method
 
 BASE_VERSION = 1
 PAIRS_FILE = "pairs.jsonl"
 HELD_OUT_PAIRS_FILE = "heldout.jsonl"
-REFERENCE = "sft"
-TRAINABLE = ("sft", "preferences", "rm", "ppo")
-"""What `posttrain train` can be asked for; all but `ppo` are also stages on the way to it."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One node: a method with its settings, where it starts, its data, and its directory."""
-
-    method: str
-    settings: Settings
-    identity: StageIdentity
-    run: RunDirectory
-    start: Path
-    reference: Path | None = None
-    source: Source | None = None
-    validation: Source | None = None
-    samples: bool = False
-    """Whether it samples from the policy service, which must then hold the checkpoint in `start`."""
-    reward_sources: tuple[str, ...] = ()
-    """The reward sources it asks for; none: it needs no reward service."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A checkpoint that stands in the table."""
-
-    name: str
-    identity: StageIdentity
-    run: RunDirectory
-    checkpoint: Path
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All stages in the order they run, and the rows of the table."""
-
-    recipe: Recipe
-    method: str
-    seed: int
-    base: BaseModel
-    rows: tuple[Row, ...]
-    stages: tuple[Stage, ...] = field(default=())
-    reward_model: Path | None = None
-    """The checkpoint of the recipe's own reward model, where the plan has one."""
-    reward_identity: str | None = None
-    """What identifies the learned reward: that model's fingerprint, or the digest that a running service gives."""
-    gold_identity: str | None = None
-    """The version or digest of the gold source."""
-    external_rewards: Mapping[str, str] = field(default_factory=dict)
-    """The sources of the running reward service that is used instead of an own one; empty without one."""
-
-    @property
-    def reference(self) -> Row:
-        """What KL is measured from: the SFT policy."""
-        return next(row for row in self.rows if row.name == REFERENCE)
-
-    @property
-    def last(self) -> Stage:
-        """The stage that was asked for."""
-        return self.stages[-1]
 
 
 def plan_training(
-    recipe: Recipe, method: str, seed: int, root: Path, external_rewards: Mapping[str, str] | None = None
+    recipe: Recipe,
+    name: str,
+    seed: int,
+    root: Path,
+    external_rewards: Mapping[str, str] | None = None,
+    with_reward_model: bool = False,
 ) -> Plan:
-    """The plan for one method and seed, directories below `root`.
+    """The plan for one arm and seed, directories below `root`.
 
     `external_rewards` maps the sources of a running reward service to their digests: a reward model found there is
-    used as it is and not trained. RequestError for an unknown method, source, model or data set.
+    used as it is and not trained. `with_reward_model`: plan it also for an arm that does not learn from it, so that
+    its learned reward can be measured. RequestError for an unknown arm, source, model or data set.
     """
-    if method not in TRAINABLE:
-        raise RequestError(f"unknown method '{method}' {suggest(method, TRAINABLE)}")
-    return _Planner(recipe, seed, root, external_rewards or {}).plan(method)
+    return _Planner(recipe, seed, root, external_rewards or {}).plan(name, with_reward_model)
 
 
 class _Planner:
+    """The stages of one seed. Each is made once, after what it needs."""
+
     def __init__(self, recipe: Recipe, seed: int, root: Path, external: Mapping[str, str]) -> None:
         self.recipe, self.seed, self.root, self.external = recipe, seed, root, external
         self.base = resolve_model(recipe.model, recipe.revision)
         # The base does not depend on the run's seed: one directory and one evaluation serve all seeds.
-        self.base_identity = StageIdentity("base", BASE_VERSION, self.base.definition(), seed=0)
-        self.base_row = Row("base", self.base_identity, self._run(self.base_identity), self.base.folder)
-        self.stages: list[Stage] = []
+        self.base_identity = StageIdentity(BASE, BASE_VERSION, self.base.definition(), seed=0)
+        self.stages: dict[str, Stage] = {}
+        self.rows: list[Row] = [Row(BASE, self.base_identity, self._run(self.base_identity), self.base.folder)]
 
-    def plan(self, method: str) -> Plan:
-        sft = self._sft()
-        rows = [self.base_row, _row("sft", sft)]
-        reward_model: Stage | None = None
-        wants_learned = method == "ppo" and self.recipe.uses_reward_model and LEARNED not in self.external
-        if method in ("preferences", "rm") or wants_learned:
-            preferences = None if self.recipe.data.pairs else self._preferences(sft)
-            if method != "preferences":
-                reward_model = self._reward_model(sft, preferences)
-            elif preferences is None:
+    def plan(self, name: str, with_reward_model: bool) -> Plan:
+        arm = self.recipe.arm(name)
+        self._policy(REFERENCE, ())  # every table has it: KL is measured from it
+        if with_reward_model and LEARNED not in self.external:
+            self._reward_model()
+        if arm.described.makes == "pairs":
+            if self.recipe.data.pairs:
                 raise RequestError("this recipe's pairs are data (data.pairs); there is no preferences stage to run")
-        if method == "ppo":
-            ppo = self._ppo(sft, reward_model)
-            rows.append(_row(self._row_name("ppo"), ppo))
+            asked = self._pairs("offline")[2]
+        elif arm.described.makes == "reward model":
+            asked = self._reward_model()
+        else:
+            asked = self.stages[self._policy(name, ())[0].fingerprint]
+        assert asked is not None, "pairs that are data have no stage"
+        reward_model = next((stage for stage in self.stages.values() if stage.method == LEARNED), None)
         return Plan(
             self.recipe,
-            method,
+            name,
             self.seed,
             self.base,
-            tuple(rows),
-            tuple(self.stages),
+            tuple(self.rows),
+            tuple(self.stages.values()),
+            asked,
             reward_model=reward_model.run.checkpoint if reward_model else None,
             reward_identity=reward_model.identity.fingerprint if reward_model else self.external.get(LEARNED),
             gold_identity=self._reward_definition(self.recipe.gold),
             external_rewards=self.external,
         )
 
-    def _sft(self) -> Stage:
-        data = self.recipe.data
+    def _policy(self, name: str, chain: tuple[str, ...]) -> tuple[StageIdentity, Path]:
+        """What identifies the policy called `name`, and its checkpoint; plans its stages and its row first."""
+        if name == BASE:
+            return self.base_identity, self.base.folder
+        if name in chain:
+            raise RequestError(f"'from' goes in a circle: {' → '.join((*chain, name))}; let one of them start at sft")
+        arm = self.recipe.arm(name)
+        if arm.described.makes not in ("policy", "choice") or (chain and arm.described.makes == "choice"):
+            raise RequestError(f"'from: {name}' is no policy to start from; name base, sft or a method that trains one")
+        begin, checkpoint = self._policy(arm.start, (*chain, name))
+        stage = self._stage_of(arm, begin, checkpoint)
+        if all(row.identity != stage.identity for row in self.rows):
+            weights = checkpoint if arm.described.makes == "choice" else stage.run.checkpoint
+            self.rows.append(Row(arm.row_name, stage.identity, stage.run, weights, arm))
+        return stage.identity, stage.run.checkpoint
+
+    def _stage_of(self, arm: Arm, begin: StageIdentity, checkpoint: Path) -> Stage:
+        method, data = arm.described, self.recipe.data
+        parents: list[StageIdentity] = [begin]
+        source: Source | None
+        validation: Source | None
+        described: dict[str, Any] | None = None
+        fields: tuple[str, ...]
+        if method.trains_on == "demonstrations":
+            source, validation, fields = data.sft, data.sft_validation, ("sft",)
+        elif method.trains_on == "prompts":
+            source, validation, fields = data.prompts, data.validation, ("prompts", "validation")
+            if method.makes == "choice":  # it is measured on what it picks for the prompts that others are measured on
+                source = validation = self._measured_prompts()
+        else:
+            source, validation, made_by, described = self._pairs(arm.pairs)
+            parents += [made_by.identity] if made_by else []
+            fields = () if made_by else ("pairs",)
+        sources: tuple[str, ...] = ()
+        if method.scores:
+            sources = tuple(dict.fromkeys((*arm.reward, self.recipe.gold)))
+            if LEARNED in arm.reward and LEARNED not in self.external:
+                parents.append(self._reward_model().identity)
         return self._add(
-            "sft",
-            self.recipe.sft,
-            parents=(self.base_identity,),
-            start=self.base.folder,
-            source=data.sft,
-            validation=data.sft_validation,
+            arm.method,
+            arm.settings,
+            parents=tuple(parents),
+            start=checkpoint,
+            reference=checkpoint,
+            source=source,
+            validation=validation,
+            samples=method.samples,
+            reward_sources=sources,
+            data=described,
+            fields=fields,
         )
 
-    def _preferences(self, sft: Stage) -> Stage:
+    def _measured_prompts(self) -> Source:
+        """The validation prompts on which KL, gold and learned reward are measured."""
+        validation, limit = self.recipe.data.validation, self.recipe.evaluation.policy_prompts
+        return validation.model_copy(update={"rows": min(limit, validation.rows or limit)})
+
+    def _pairs(self, kind: PairsKind) -> tuple[Source, Source | None, Stage | None, dict[str, Any] | None]:
+        """Training and held-out pairs, the stage that makes them, and what describes them where none does."""
+        if kind == "offline" and (pairs := self.recipe.data.pairs):
+            return pairs, None, None, {"source": describe_source(pairs)}
         prompts = self.recipe.data.preference_prompts
         if prompts is None:
-            raise RequestError(
-                f"recipe {self.recipe.name} gives the reward model no data; set data.pairs or data.preference_prompts"
-            )
-        return self._add(
+            need = "data.preference_prompts" if kind == "on_policy" else "data.pairs or data.preference_prompts"
+            raise RequestError(f"recipe {self.recipe.name} has nothing to make {kind} pairs from; set {need}")
+        sft, checkpoint = self._policy(REFERENCE, ())
+        settings = self.recipe.on_policy if kind == "on_policy" else self.recipe.arm("preferences").settings
+        assert isinstance(settings, PreferenceSettings)
+        parents = [sft]
+        if settings.source == LEARNED and LEARNED not in self.external:
+            if kind == "offline":
+                raise RequestError("preferences.source is rm, which is trained on these pairs; name a verifier")
+            parents.append(self._reward_model().identity)
+        stage = self._add(
             "preferences",
-            self.recipe.preferences,
-            parents=(sft.identity,),
-            start=sft.run.checkpoint,
+            settings,
+            parents=tuple(parents),
+            start=checkpoint,
             source=prompts,
             samples=True,
-            reward_sources=(self.recipe.preferences.source,),
+            reward_sources=(settings.source,),
+            fields=("preference_prompts",),
         )
+        folder = stage.run.path
+        held_out = Source(path=str(folder / HELD_OUT_PAIRS_FILE))
+        return Source(path=str(folder / PAIRS_FILE)), held_out, stage, {}
 
-    def _reward_model(self, sft: Stage, preferences: Stage | None) -> Stage:
-        if preferences:
-            folder = preferences.run.path
-            source = Source(path=str(folder / PAIRS_FILE))
-            validation: Source | None = Source(path=str(folder / HELD_OUT_PAIRS_FILE))
-            parents: tuple[StageIdentity, ...] = (sft.identity, preferences.identity)
-            data = {}
-        else:
-            pairs = self.recipe.data.pairs
-            assert pairs is not None, "without sampled preferences the recipe has pairs"
-            source, validation, parents = pairs, None, (sft.identity,)
-            data = {"source": describe_source(pairs)}
+    def _reward_model(self) -> Stage:
+        sft, checkpoint = self._policy(REFERENCE, ())
+        source, validation, made_by, described = self._pairs("offline")
         return self._add(
-            "rm",
-            self.recipe.rm,
-            parents=parents,
-            start=sft.run.checkpoint,
+            LEARNED,
+            self.recipe.arm(LEARNED).settings,
+            parents=(sft, made_by.identity) if made_by else (sft,),
+            start=checkpoint,
             source=source,
             validation=validation,
             samples=True,
-            data=data,
-        )
-
-    def _ppo(self, sft: Stage, reward_model: Stage | None) -> Stage:
-        parents = (sft.identity, reward_model.identity) if reward_model else (sft.identity,)
-        settings = self.recipe.ppo.model_copy(update={"rewards": self.recipe.reward, "gold_source": self.recipe.gold})
-        return self._add(
-            "ppo",
-            settings,
-            parents=parents,
-            start=sft.run.checkpoint,
-            reference=sft.run.checkpoint,
-            source=self.recipe.data.prompts,
-            validation=self.recipe.data.validation,
-            samples=True,
-            reward_sources=tuple(dict.fromkeys((*self.recipe.reward, self.recipe.gold))),
+            data=described,
+            fields=() if made_by else ("pairs",),
         )
 
     def _add(
@@ -212,7 +198,10 @@ class _Planner:
         samples: bool = False,
         reward_sources: tuple[str, ...] = (),
         data: dict[str, Any] | None = None,
+        fields: tuple[str, ...] = (),
     ) -> Stage:
+        """The stage, planned before or now. `data` describes its data where the parents do not; `fields` are those of
+        the recipe's data that it reads."""
         if data is None:
             data = {"source": _described(source), "validation": _described(validation)}
         definition = {
@@ -232,9 +221,9 @@ class _Planner:
             validation,
             samples,
             reward_sources,
+            fields,
         )
-        self.stages.append(stage)
-        return stage
+        return self.stages.setdefault(identity.fingerprint, stage)
 
     def _reward_definition(self, name: str) -> str | None:
         """What defines a reward source; None for the recipe's own reward model, whose stage is a parent."""
@@ -253,20 +242,9 @@ class _Planner:
             return None
         raise RequestError(f"unknown reward source '{name}' {suggest(name, [*verifiers, *models, LEARNED])}")
 
-    def _row_name(self, method: str) -> str:
-        """The method and, where it does not learn from the reward model alone, what it learns from."""
-        if self.recipe.reward == {LEARNED: 1.0}:
-            return method
-        parts = [name if weight == 1 else f"{weight:g}·{name}" for name, weight in self.recipe.reward.items()]
-        return f"{method} ({' + '.join(parts)})"
-
     def _run(self, identity: StageIdentity) -> RunDirectory:
         return RunDirectory.of(self.root, self.recipe.name, identity)
 
 
 def _described(source: Source | None) -> dict[str, Any] | None:
     return describe_source(source) if source else None
-
-
-def _row(name: str, stage: Stage) -> Row:
-    return Row(name, stage.identity, stage.run, stage.run.checkpoint)

@@ -12,15 +12,15 @@ from posttrain.core.files import write_jsonl
 from posttrain.core.hashing import digest_json
 from posttrain.core.results import append_result
 from posttrain.data.sources import describe_source, load_prompts
-from posttrain.lab.graph import Plan, Row
-from posttrain.lab.recipe import LEARNED
+from posttrain.lab.arms import LEARNED
+from posttrain.lab.plan import Plan, Row
 from posttrain.lab.run_services import RunServices
 
 MEASURES = {"kl": "KL from sft", "gold": "gold reward", "learned": "learned reward"}
 """A measure's name in the item file to its column in the table."""
 
 TASK = "policy"
-VERSION = 1
+VERSION = 2
 """Raised when the measurement changes."""
 
 
@@ -46,6 +46,9 @@ def ensure_measured(row: Row, plan: Plan, services: RunServices) -> None:
     path = policy_items(row, plan)
     if path.exists():
         return
+    if row.choice:
+        write_jsonl(path, _choice_items(row, plan))
+        return
     from posttrain.trainers.measure import measure
 
     evaluation = plan.recipe.evaluation
@@ -67,6 +70,17 @@ def ensure_measured(row: Row, plan: Plan, services: RunServices) -> None:
         append_result(row.run.root / "metrics.jsonl", _result_row(row, plan, result))
         # Last, for it says that the measurement is finished; a row that is appended again replaces itself.
         write_jsonl(path, [_item(item, plan.recipe.gold) for item in result["items"]])
+
+
+def _choice_items(row: Row, plan: Plan) -> list[dict[str, Any]]:
+    """A choice's own stage sampled the same prompts: what the best of n is worth there, without bias over subsets."""
+    from posttrain.trainers.best_of_n import Settings as BestOfNSettings
+    from posttrain.trainers.best_of_n_curve import items
+
+    assert row.arm is not None
+    assert isinstance(row.arm.settings, BestOfNSettings)
+    found = items(row.run, row.arm.settings.n, gold=plan.recipe.gold, learned=LEARNED)
+    return [{**item, "prediction": None, "score": item["scores"]["gold"]} for item in found]
 
 
 def _definition(plan: Plan) -> dict[str, Any]:

@@ -1,32 +1,24 @@
 """A recipe: one YAML file that defines an experiment at one scale, validated whole before anything runs.
 
-It names the base model, the data of every stage, the reward, the evaluation, and each method's settings (whose
-classes, with their vetted defaults, live in the method's own file).
+It names the base model, the data of every stage, the reward, the evaluation, and in a block under its own name each
+method's settings (whose classes, with their vetted defaults, live in the method's own file). What a block and a variant
+may say, and what `posttrain tune` has chosen, is posttrain.lab.arms'.
 """
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Any, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from posttrain.core.config import Settings, apply_overrides, read_yaml, validate
 from posttrain.core.errors import RequestError, suggest
 from posttrain.data.sources import Source
+from posttrain.lab.arms import LEARNED, Arm, Tuned, Weights, resolve_arm
 from posttrain.rollout.settings import EngineKind, VllmSettings
-from posttrain.trainers.ppo import Settings as PPOSettings
 from posttrain.trainers.preferences import Settings as PreferenceSettings
-from posttrain.trainers.reward_model import Settings as RewardModelSettings
-from posttrain.trainers.sft import Settings as SFTSettings
-
-LEARNED = "rm"
-"""The reward source that is the recipe's own reward model."""
-
-
-def _weights(value: object) -> object:
-    return {value: 1.0} if isinstance(value, str) else value
+from posttrain.trainers.registry import get_method, method_names
 
 
 class RecipeData(Settings):
@@ -53,6 +45,8 @@ class Evaluation(Settings):
     """lm-eval task names, ours or any other."""
     table: dict[str, str] = Field(min_length=1)
     """What the table shows, in its order: `task/metric: column title`."""
+    headline: str | None = None
+    """The entry of `table` that decides: verdicts and ranks are about it; none: the last one."""
     few_shot: int | None = None
     """Examples before each question; none: the task's own number."""
     limit: int | None = Field(default=None, gt=1)
@@ -74,11 +68,38 @@ class Evaluation(Settings):
             task, slash, metric = key.partition("/")
             if task not in self.tasks or not slash or not metric:
                 raise ValueError(f"table entry '{key}' must be task/metric with a task of {', '.join(self.tasks)}")
+        if self.headline is not None and self.headline not in self.table:
+            raise ValueError(f"headline '{self.headline}' must be an entry of table: {', '.join(self.table)}")
         return self
+
+    @property
+    def headline_column(self) -> str:
+        """The title of the column that decides."""
+        return self.table[self.headline or list(self.table)[-1]]
 
     def columns(self) -> dict[tuple[str, str], str]:
         """(task, metric) to the column's title."""
         return {(key.partition("/")[0], key.partition("/")[2]): title for key, title in self.table.items()}
+
+
+class Budget(Settings):
+    """Equal bounds for the arms of a comparison."""
+
+    tokens: int | None = Field(default=None, ge=1)
+    """Tokens trained and generated together; None for no bound."""
+    seconds: float | None = Field(default=None, gt=0)
+    """Seconds of training; None for no bound."""
+
+
+class Price(Settings):
+    """What a machine costs."""
+
+    per_hour: float = Field(ge=0)
+    """Price of an hour."""
+    currency: str = "USD"
+    """Its currency."""
+    machine: str
+    """The machine that has this price, for example `one L4 on demand`."""
 
 
 class Recipe(Settings):
@@ -94,7 +115,7 @@ class Recipe(Settings):
     """The Hub commit, tag or branch of the base; resolved to a commit and recorded."""
     data: RecipeData
     """Rows of every stage."""
-    reward: Annotated[dict[str, float], BeforeValidator(_weights)] = Field(default={LEARNED: 1.0}, min_length=1)
+    reward: Weights = Field(default={LEARNED: 1.0}, min_length=1)
     """Weights of the named reward sources; a name alone has weight 1. `rm` is the recipe's own reward model."""
     sources: dict[str, str] = Field(default_factory=dict)
     """Further reward sources: a name to `path/to/file.py:function` or to a reward-model checkpoint."""
@@ -108,19 +129,39 @@ class Recipe(Settings):
     """What the run's own policy service generates with; `vllm` runs in an environment of its own (`make vllm`)."""
     vllm: VllmSettings = VllmSettings()
     """For `engine: vllm`."""
-    sft: SFTSettings = SFTSettings()
-    """Supervised fine-tuning."""
-    preferences: PreferenceSettings = PreferenceSettings()
-    """Pairs sampled from the SFT policy."""
-    rm: RewardModelSettings = RewardModelSettings()
-    """The reward model."""
-    ppo: PPOSettings = PPOSettings()
-    """PPO."""
+    on_policy: PreferenceSettings = PreferenceSettings(source=LEARNED, select="extremes", label_noise=0.0)
+    """The pairs of methods with `pairs: on_policy`: the SFT policy's own answers, best and worst by a reward source
+    (SimPO's best recipe, Meng et al. 2024, section 3)."""
+    blocks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Settings by method, as the recipe's sections under the methods' names say them."""
+    compare: tuple[str, ...] | None = None
+    """The arms that `posttrain compare` compares unless told otherwise; none: every method that makes a policy."""
+    seconds: dict[str, float] = Field(default_factory=dict)
+    """What a stage (by method) and an `evaluation` took where that was measured: for estimates of time, until a run
+    of the same kind lies under runs/."""
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Further arms: a name to `method` and what differs from that method's block."""
+    tuned: dict[str, Tuned] = Field(default_factory=dict)
+    """By arm what `posttrain tune` chose; it writes this section. A block's own value goes before it."""
+    budget: Budget = Budget()
+    """Where every arm stops, if it has not ended before."""
+    price: Price | None = None
+    """What an hour of the machine costs; none: the table shows no price."""
 
-    @cached_property
-    def uses_reward_model(self) -> bool:
-        """Whether the reward has a learned part."""
-        return LEARNED in self.reward
+    def arm(self, name: str) -> Arm:
+        """The method or variant called so, its settings resolved; RequestError for an unknown name or setting."""
+        return resolve_arm(self, name)
+
+    def compared(self) -> tuple[str, ...]:
+        """The arms of a comparison: all that are named for it, or every method that makes a policy or a choice."""
+        if self.compare is not None:
+            return self.compare
+        described = {name: get_method(name) for name in method_names()}
+        return tuple(name for name, m in described.items() if m.makes in ("policy", "choice") and name != "sft")
+
+    def arm_names(self) -> list[str]:
+        """Everything that can be trained: methods and variants."""
+        return [*method_names(), *self.variants]
 
 
 def recipe_names() -> list[str]:
@@ -131,10 +172,35 @@ def recipe_names() -> list[str]:
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe called so, or in that YAML file, with `key=value` overrides put in; RequestError for what is wrong."""
+    path = recipe_path(name_or_path)
+    return parse_recipe(apply_overrides(read_yaml(path), overrides), f"recipe {name_or_path}")
+
+
+def recipe_path(name_or_path: str) -> Path:
+    """The YAML file of a shipped recipe's name, or of a path; RequestError for an unknown name."""
     if name_or_path.endswith((".yaml", ".yml")):
-        path = Path(name_or_path)
-    elif name_or_path in recipe_names():
-        path = Path(str(files("posttrain.lab") / "recipes" / f"{name_or_path}.yaml"))
-    else:
-        raise RequestError(f"unknown recipe '{name_or_path}' {suggest(name_or_path, recipe_names())}")
-    return validate(Recipe, apply_overrides(read_yaml(path), overrides), f"recipe {name_or_path}")
+        return Path(name_or_path)
+    if name_or_path in recipe_names():
+        return Path(str(files("posttrain.lab") / "recipes" / f"{name_or_path}.yaml"))
+    raise RequestError(f"unknown recipe '{name_or_path}' {suggest(name_or_path, recipe_names())}")
+
+
+def parse_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
+    """A recipe of what its YAML says, every arm of it resolved; RequestError that starts with `where`."""
+    methods = method_names()
+    own = [name for name in Recipe.model_fields if name != "blocks"]
+    for key in mapping:
+        if key not in own and key not in methods:
+            raise RequestError(f"{where}: unknown key '{key}' {suggest(key, [*own, *methods])}")
+    for key, block in mapping.items():
+        if key in methods and not isinstance(block or {}, dict):
+            raise RequestError(f"{where}: '{key}' must be a section of settings, not {block!r}")
+    sections = {key: value for key, value in mapping.items() if key in own}
+    blocks = {key: value or {} for key, value in mapping.items() if key in methods}
+    recipe = validate(Recipe, {**sections, "blocks": blocks}, where)
+    for name in {*recipe.blocks, *recipe.variants, *recipe.tuned, *(recipe.compare or ())}:
+        try:
+            recipe.arm(name)
+        except RequestError as error:
+            raise RequestError(f"{where}: {error}") from None
+    return recipe

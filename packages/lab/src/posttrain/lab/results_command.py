@@ -17,7 +17,7 @@ from posttrain.core.files import atomic_write_json, atomic_write_text, read_json
 from posttrain.core.results import KEY_FIELDS, read_results, result_key
 
 if TYPE_CHECKING:
-    from posttrain.lab.graph import Plan
+    from posttrain.lab.plan import Plan
 
 
 def publish(
@@ -32,11 +32,12 @@ def publish(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Copy finished rows, pooled over seeds, with their command, into the committed record."""
+    from posttrain.lab.cells import as_json as table_json
     from posttrain.lab.collect import collect_table
     from posttrain.lab.graph import plan_training
     from posttrain.lab.recipe import load_recipe
-    from posttrain.lab.render import as_json as table_json
     from posttrain.lab.render import markdown
+    from posttrain.lab.seeds import parse_seeds
     from posttrain.lab.services import external_rewards
 
     loaded = load_recipe(recipe, overrides or [])
@@ -69,17 +70,6 @@ def train_command(method: str, recipe: str, seed: int, overrides: Sequence[str])
     """The command line that makes a run."""
     sets = [part for override in overrides for part in ("--set", override)]
     return shlex.join(["posttrain", "train", method, "--recipe", recipe, "--seed", str(seed), *sets])
-
-
-def parse_seeds(text: str) -> list[int]:
-    """`0,1,2` to numbers; RequestError for anything else or a seed named twice."""
-    parts = text.split(",")
-    if not all(part.strip().isdigit() for part in parts):
-        raise RequestError(f"--seeds takes numbers separated by commas, not '{text}'")
-    seeds = [int(part) for part in parts]
-    if len(set(seeds)) != len(seeds):
-        raise RequestError(f"--seeds {text} names a seed twice")
-    return seeds
 
 
 def slug(name: str) -> str:

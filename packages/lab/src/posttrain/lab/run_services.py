@@ -36,6 +36,7 @@ class RunServices:
         self._engine, self._vllm = engine, vllm
         self._threads = ["--threads", str(threads)] if threads else []
         self._policy_url, self._reward_url = policy_url, reward_url
+        self._own: dict[str, SupervisedService] = {}
         self._policy: PolicyClient | None = None
         self._reward: tuple[Path | None, RewardClient] | None = None
         self._policy_stack, self._reward_stack = ExitStack(), ExitStack()
@@ -58,9 +59,20 @@ class RunServices:
         elif self._engine == "vllm":
             vllm_python()
 
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the services that were started here."""
+        return [service.pid for service in self._own.values()]
+
     def policy(self, checkpoint: Path) -> PolicyClient:
         """A client of the policy service, which starts from `checkpoint` if it is not running yet."""
         return self._policy or self._connect(self._policy_url or self._start_policy(checkpoint))
+
+    def addresses(self, checkpoint: Path, model: Path | None) -> tuple[str, str]:
+        """Where the policy service (as for `policy`) and the reward service (as for `reward`) are."""
+        self.policy(checkpoint), self.reward(model)
+        own = [self._own[name].url if name in self._own else None for name in ("policy", "reward")]
+        return own[0] or str(self._policy_url), own[1] or str(self._reward_url)
 
     def _connect(self, url: str) -> PolicyClient:
         self._policy = self._policy_stack.enter_context(closing(connect_policy(url)))
@@ -98,6 +110,6 @@ class RunServices:
     ) -> str:
         arguments = [name, *arguments, *self._threads]
         service = SupervisedService(name, arguments, self._logs / f"{name}.log", python, ready_seconds)
-        stack.enter_context(service)
+        self._own[name] = stack.enter_context(service)
         print(f"{name} service ready on {service.url}", file=sys.stderr)
         return service.url

@@ -1,13 +1,31 @@
-"""The comparison table: rows of estimates, and paired differences between rows.
+"""The comparison table: rows of estimates, paired differences with corrected p-values, verdicts.
 
 Takes per-item scores of every row, pooled over seeds, and computes every number from them: a value in the table and
 the difference it enters are the same items. Knows nothing of files, training or terminals.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations
 
-from posttrain.core.statistics import Estimate, clustered_mean, paired_difference
+from posttrain.core.statistics import (
+    Bootstrap,
+    Comparison,
+    Estimate,
+    McNemar,
+    Sensitivity,
+    Verdict,
+    clustered_mean,
+    holm,
+    mcnemar,
+    paired_bootstrap,
+    paired_difference,
+    sensitivity,
+    wins,
+)
+from posttrain.lab.costs import RowCost
+from posttrain.lab.plan import BASE, REFERENCE
 
 
 @dataclass(frozen=True)
@@ -16,13 +34,27 @@ class Scores:
 
     items: tuple[str, ...]
     """The cluster that each value belongs to: errors of one item are not independent."""
-    keys: tuple[str, ...]
-    """What a value is paired by: item, seed, and place within the item."""
+    seeds: tuple[int, ...]
+    """The seed of each value."""
+    places: tuple[int, ...]
+    """Its place among the values of its item."""
     values: tuple[float, ...]
 
+    @cached_property
+    def by_key(self) -> dict[tuple[int, str, int], float]:
+        """Value by what it is paired by: seed, item, place within the item."""
+        return dict(zip(zip(self.seeds, self.items, self.places, strict=True), self.values, strict=True))
+
+    @cached_property
     def estimate(self) -> Estimate:
         """Mean with the standard error that is robust to values sharing an item."""
         return clustered_mean(self.values, self.items)
+
+    def of_seed(self, seed: int) -> "Scores":
+        """The values of one seed."""
+        kept = [i for i, each in enumerate(self.seeds) if each == seed]
+        items, places, values = ([column[i] for i in kept] for column in (self.items, self.places, self.values))
+        return Scores(tuple(items), (seed,) * len(kept), tuple(places), tuple(values))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -35,10 +67,17 @@ class TableRow:
     """Empty for the base, which no seed enters."""
     scores: Mapping[str, Scores]
     """By column title; a column that does not apply is absent."""
-    seconds: float | None
-    """Training time of the row's own stage, mean over seeds."""
-    resumed: bool = False
-    """Whether a run was killed and resumed: its seconds then count from the last start and are a lower bound."""
+    learns_from: str = "—"
+    """What it was trained on: like is compared with like."""
+    trials: int | None = None
+    """Settings that were tried for it; None for what is not tuned."""
+    reward_accuracy: Estimate | None = None
+    """Held-out accuracy of the reward model that it learnt from, or of its own implicit reward."""
+    implicit: bool = False
+    """Whether that is the implicit reward's."""
+    cost: RowCost | None = None
+    start: str | None = None
+    """The row it was trained from, where that is neither the base nor SFT."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +86,26 @@ class Difference:
 
     after: str
     before: str
-    columns: Mapping[str, Estimate]
+    columns: Mapping[str, Comparison]
+    by_seed: Mapping[int, float]
+    """The headline's difference on each seed by itself."""
+    corrected: Mapping[str, float] | None = None
+    """Holm-corrected p of the tasks' columns, over all differences of the table."""
+    bootstrap: Bootstrap | None = None
+    """Cross-check of the headline's difference."""
+    mcnemar: Mapping[int, McNemar] | None = None
+    """Cross-check by seed, where the headline's items are right or wrong."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A row's place on the headline, and its distance from the best."""
+
+    name: str
+    behind: Comparison | None
+    """This row − the best; None for the best."""
+    corrected: float | None
+    """Holm-corrected p over all pairs of rows: the best was chosen after looking."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +117,14 @@ class Table:
     differences: tuple[Difference, ...]
     tasks: tuple[str, ...]
     """The columns in which a lower value is a loss: task scores and gold reward, not KL or the learned reward."""
+    headline: str
+    """The column that decides."""
+    verdicts: tuple[Verdict, ...]
+    standings: tuple[Standing, ...]
+    """Rows by their headline, best first, without the base."""
+    sensitivity: Sensitivity | None
+    """What the headline's items could have shown between the two best rows."""
+    footnotes: tuple[str, ...] = ()
 
     def losses(self) -> list[str]:
         """A sentence for every task that fell beyond two standard errors."""
@@ -72,28 +138,128 @@ class Table:
 
 
 def build_table(
-    rows: Sequence[TableRow], columns: Sequence[str], pairs: Sequence[tuple[str, str]], tasks: Sequence[str]
+    rows: Sequence[TableRow],
+    columns: Sequence[str],
+    tasks: Sequence[str],
+    headline: str,
+    footnotes: Sequence[str] = (),
+    check: bool = True,
+    partial: bool = False,
 ) -> Table:
-    """The table of `rows` with the differences of the named `(after, before)` pairs of rows.
+    """The table of `rows`, base first, with every row's differences from the base, from SFT, and from where it started.
 
-    `tasks` are the columns in which a fall is named.
-
-    ValueError if two rows that are paired were not measured on the same items.
+    `check`: also compute the cross-checks of the headline (a bootstrap takes a third of a second). `partial`: pair
+    rows on the items that both have, where they may have others; ValueError for such rows without it.
     """
     by_name = {row.name: row for row in rows}
-    differences = tuple(_difference(by_name[after], by_name[before], columns) for after, before in pairs)
-    return Table(tuple(columns), tuple(rows), differences, tuple(tasks))
+    if not partial:
+        _refuse_other_items(rows, columns)
+    differences = [
+        _difference(by_name[after], by_name[before], columns, headline, check) for after, before in _pairs(rows)
+    ]
+    family = {
+        f"{number}/{column}": comparison.p_value
+        for number, difference in enumerate(differences)
+        for column, comparison in difference.columns.items()
+        if column in tasks
+    }
+    corrected = holm(family)
+    differences = [
+        replace(d, corrected={c: corrected[f"{number}/{c}"] for c in d.columns if c in tasks})
+        for number, d in enumerate(differences)
+    ]
+    standings = _standings(rows, headline)
+    return Table(
+        tuple(columns),
+        tuple(rows),
+        tuple(differences),
+        tuple(tasks),
+        headline,
+        tuple(_verdict(d, headline) for d in differences if _judged(d) and headline in d.columns),
+        standings,
+        _between(by_name, standings, headline),
+        tuple(footnotes),
+    )
 
 
-def _difference(after: TableRow, before: TableRow, columns: Sequence[str]) -> Difference:
-    shared = [column for column in columns if column in after.scores and column in before.scores]
-    return Difference(after.name, before.name, {c: _paired(after.scores[c], before.scores[c], c) for c in shared})
+def _refuse_other_items(rows: Sequence[TableRow], columns: Sequence[str]) -> None:
+    for column in columns:
+        scores = [row.scores[column] for row in rows if column in row.scores]
+        if any(each.by_key.keys() != scores[0].by_key.keys() for each in scores):
+            raise ValueError(f"column '{column}': two rows were not measured on the same items")
 
 
-def _paired(after: Scores, before: Scores, column: str) -> Estimate:
-    """The paired difference over equal keys. A row without seeds (the base) is paired with each seed of the other."""
-    if set(after.keys) == set(before.keys):
-        place = {key: number for number, key in enumerate(before.keys)}
-        matched = [before.values[place[key]] for key in after.keys]
-        return paired_difference(after.values, matched, after.items)
-    raise ValueError(f"column '{column}': the two rows were not measured on the same items")
+def paired_values(after: Scores, before: Scores) -> tuple[list[float], list[float], list[str]]:
+    """Values of both on the keys that both have, and their items."""
+    keys = [key for key in after.by_key if key in before.by_key]
+    return [after.by_key[k] for k in keys], [before.by_key[k] for k in keys], [item for _, item, _ in keys]
+
+
+def _pairs(rows: Sequence[TableRow]) -> list[tuple[str, str]]:
+    """(after, before): SFT against the base, every other row against SFT, its start and the base."""
+    pairs = []
+    for row in rows:
+        if row.name == BASE:
+            continue
+        for before in (REFERENCE, row.start, BASE):
+            if before and before != row.name and (row.name, before) not in pairs:
+                pairs.append((row.name, before))
+    names = {row.name for row in rows}
+    return [(after, before) for after, before in pairs if before in names]
+
+
+def _difference(after: TableRow, before: TableRow, columns: Sequence[str], headline: str, check: bool) -> Difference:
+    compared = {}
+    for column in columns:
+        if column in after.scores and column in before.scores:
+            values, others, items = paired_values(after.scores[column], before.scores[column])
+            if len(set(items)) > 1:
+                compared[column] = paired_difference(values, others, items)
+    difference = Difference(after.name, before.name, compared, {})
+    if headline not in compared:
+        return difference
+    values, others, items = paired_values(after.scores[headline], before.scores[headline])
+    by_seed, tests = {}, {}
+    for seed in sorted(set(after.scores[headline].seeds)):
+        one, other, _ = paired_values(after.scores[headline].of_seed(seed), before.scores[headline])
+        if one:
+            by_seed[seed] = sum(a - b for a, b in zip(one, other, strict=True)) / len(one)
+            if check and {*one, *other} <= {0.0, 1.0}:
+                tests[seed] = mcnemar(one, other)
+    bootstrap = paired_bootstrap(values, others, items) if check else None
+    return replace(difference, by_seed=by_seed, bootstrap=bootstrap, mcnemar=tests or None)
+
+
+def _judged(difference: Difference) -> bool:
+    """Verdicts are given over SFT, and for SFT over the base."""
+    return difference.before == REFERENCE or (difference.after == REFERENCE and difference.before == BASE)
+
+
+def _verdict(difference: Difference, headline: str) -> Verdict:
+    assert difference.corrected is not None
+    tasks = {column: difference.columns[column] for column in difference.corrected}
+    return wins(difference.after, difference.before, tasks, difference.corrected, headline, difference.by_seed)
+
+
+def _standings(rows: Sequence[TableRow], headline: str) -> tuple[Standing, ...]:
+    ranked = sorted(
+        (row for row in rows if headline in row.scores and row.name != BASE),
+        key=lambda row: -row.scores[headline].estimate.value,
+    )
+    compared = {}
+    for best, other in combinations(ranked, 2):
+        values, others, items = paired_values(other.scores[headline], best.scores[headline])
+        compared[other.name, best.name] = paired_difference(values, others, items)
+    corrected = holm({"/".join(pair): comparison.p_value for pair, comparison in compared.items()})
+    standings = []
+    for row in ranked:
+        pair = (row.name, ranked[0].name)
+        standings.append(Standing(row.name, compared.get(pair), corrected.get("/".join(pair))))
+    return tuple(standings)
+
+
+def _between(by_name: Mapping[str, TableRow], standings: Sequence[Standing], headline: str) -> Sensitivity | None:
+    if len(standings) < 2:
+        return None
+    best, second = (by_name[standing.name].scores[headline] for standing in standings[:2])
+    return sensitivity(*paired_values(best, second))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from posttrain.lab.graph import Plan
+    from posttrain.lab.plan import Plan
 
 RUNS = Path("runs")
 
@@ -73,8 +73,8 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
 def _show_table(plan: "Plan", as_json: bool) -> None:
     from rich.console import Console
 
+    from posttrain.lab.cells import as_json as table_json
     from posttrain.lab.collect import collect_table
-    from posttrain.lab.render import as_json as table_json
     from posttrain.lab.render import rich_tables
 
     table = collect_table([plan])

@@ -7,6 +7,7 @@ where their checkpoints come from, is lab's.
 """
 
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,18 @@ class StageInputs:
     """Torch's intra-op threads, None for torch's own choice. Results have the same bits for the same number only."""
 
 
-def run_stage(method: str, settings: Settings, inputs: StageInputs, identity: StageIdentity) -> dict[str, Any]:
+def run_stage(
+    method: str,
+    settings: Settings,
+    inputs: StageInputs,
+    identity: StageIdentity,
+    record: Mapping[str, Any] | None = None,
+    services: Sequence[int] = (),
+) -> dict[str, Any]:
     """Runs a stage, or resumes it, and returns its provenance; a finished one returns its own at once.
+
+    `record` is further entries of provenance, of whoever plans the stage; `services` are ids of processes outside this
+    process's tree that work for it, whose cost is counted.
 
     Raises WorkError when another process holds the directory, RequestError when the directory holds a run with
     another fingerprint, and whatever the method raises.
@@ -73,11 +84,12 @@ def run_stage(method: str, settings: Settings, inputs: StageInputs, identity: St
 
             torch.set_num_threads(inputs.threads)
         seed_everything(inputs.seed)
-        with CostMeter() as meter:
+        with CostMeter(services) as meter:
             summary = get_method(method).train(settings, inputs)
         assert meter.cost is not None
         provenance = {
             **_identity(method, identity),
+            **(record or {}),
             "resumed": resumed,
             "summary": summary,
             "cost": asdict(meter.cost),

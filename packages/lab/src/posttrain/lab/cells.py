@@ -1,0 +1,193 @@
+"""A table as rows of text: what a terminal and a page show alike. One list of lists a table, its head first."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from posttrain.core.statistics import Comparison, Estimate, p_in_words
+from posttrain.lab.table import Table, TableRow
+
+HASH_CHARACTERS = 8
+NOTHING = "—"
+
+Cells = list[list[str]]
+
+
+def quality(table: Table, beside: str) -> Cells:
+    """Every row's scores. `beside` joins a value and its standard error."""
+    head = ["Method", "config_hash", "learns from", *table.columns, "reward accuracy", "judge", "trials"]
+    return [head, *([*_who(row), *_values(table, row, beside), *_beside_scores(row, beside)] for row in table.rows)]
+
+
+def costs(table: Table) -> Cells:
+    """What every row cost, means over seeds."""
+    rows = [row for row in table.rows if row.cost]
+    hours = "GPU-hours" if any(row.cost and row.cost.on_gpu for row in rows) else "core-hours"
+    head = ["Cost", "prompts", "tokens trained", "tokens generated", "optimiser steps", "seconds", "by phase"]
+    head += ["peak memory", hours, f"{hours}, all before too", "price"]
+    body = []
+    for row in rows:
+        cost = row.cost
+        assert cost is not None
+        phases = ", ".join(f"{name} {seconds:.0f}" for name, seconds in cost.phases.items() if seconds >= 0.5)
+        body.append(
+            [
+                row.name,
+                *(f"{n:,.0f}" for n in (cost.prompts_seen, cost.tokens_trained, cost.tokens_generated)),
+                f"{cost.optimizer_steps:,.0f}",
+                f"{'≥ ' if cost.resumed else ''}{cost.seconds:.0f}",
+                phases or NOTHING,
+                f"{cost.peak_memory_bytes / 2**20:,.0f} MiB",
+                f"{cost.machine_hours:.3f}",
+                f"{cost.all_machine_hours:.3f}",
+                NOTHING if cost.price is None else f"{cost.price:.2f}",
+            ]
+        )
+    return [head, *body]
+
+
+def differences(table: Table, beside: str) -> Cells:
+    """Paired differences, marked beyond two standard errors, with the corrected p of what is tested."""
+    rows = [["Difference", *table.columns]]
+    for difference in table.differences:
+        corrected = difference.corrected or {}
+        cells = [_difference(difference.columns.get(c), corrected.get(c), beside) for c in table.columns]
+        rows.append([f"{difference.after} − {difference.before}", *cells])
+    return rows
+
+
+def standings(table: Table) -> Cells:
+    """Rows by the headline, best first, with the distance from the best and each seed by itself."""
+    rows = [["Rank", "Method", table.headline, "behind the best", "corrected p", "by seed"]]
+    by_name = {row.name: row for row in table.rows}
+    for rank, standing in enumerate(table.standings, start=1):
+        scores = by_name[standing.name].scores[table.headline]
+        seeds = [f"{scores.of_seed(seed).estimate.value:.3f}" for seed in sorted(set(scores.seeds))]
+        behind = standing.behind
+        rows.append(
+            [
+                str(rank),
+                standing.name,
+                _value(scores.estimate, " ± "),
+                NOTHING if behind is None else _difference(behind, None, " ± "),
+                NOTHING if standing.corrected is None else _p(standing.corrected),
+                "  ".join(seeds),
+            ]
+        )
+    return rows
+
+
+def verdicts(table: Table) -> list[str]:
+    """What the table says, in sentences: who wins over what it started from, what fell, what could not be seen."""
+    sentences = [verdict.sentence for verdict in table.verdicts]
+    for difference in table.differences:
+        if difference.bootstrap and table.headline in difference.columns:
+            exact, drawn = difference.columns[table.headline].p_value, difference.bootstrap.p_value
+            if (exact < 0.05) != (drawn < 0.05):
+                sentences.append(
+                    f"{difference.after} − {difference.before} on {table.headline}: the paired bootstrap disagrees "
+                    f"({p_in_words(drawn)} against {p_in_words(exact)}, uncorrected)."
+                )
+    if table.sensitivity and len(table.standings) > 1:
+        best, second = table.standings[0].name, table.standings[1].name
+        sentences.append(f"Between {best} and {second} on {table.headline}: {table.sensitivity.sentence}")
+    return sentences
+
+
+def as_json(table: Table) -> dict[str, Any]:
+    """Everything in the table as plain data."""
+    return {
+        "columns": list(table.columns),
+        "headline": table.headline,
+        "rows": [_row_json(table, row) for row in table.rows],
+        "differences": [
+            {
+                "after": difference.after,
+                "before": difference.before,
+                "columns": {
+                    column: _comparison_json(estimate, (difference.corrected or {}).get(column))
+                    for column, estimate in difference.columns.items()
+                },
+                "by_seed": {str(seed): value for seed, value in difference.by_seed.items()},
+                "checks": {
+                    "bootstrap": vars(difference.bootstrap) if difference.bootstrap else None,
+                    "mcnemar": {str(seed): vars(test) for seed, test in (difference.mcnemar or {}).items()},
+                },
+            }
+            for difference in table.differences
+        ],
+        "standings": [
+            {
+                "method": standing.name,
+                "behind": _comparison_json(standing.behind, standing.corrected) if standing.behind else None,
+            }
+            for standing in table.standings
+        ],
+        "verdicts": [
+            {"method": v.method, "over": v.over, "wins": v.wins, "failed": list(v.failed), "notes": list(v.notes)}
+            for v in table.verdicts
+        ],
+        "sentences": verdicts(table),
+        "fell": table.losses(),
+        "footnotes": list(table.footnotes),
+    }
+
+
+def _row_json(table: Table, row: TableRow) -> dict[str, Any]:
+    return {
+        "method": row.name,
+        "config_hash": row.config_hash,
+        "seeds": list(row.seeds),
+        "learns_from": row.learns_from,
+        "trials": row.trials,
+        "columns": {c: _plain(scores.estimate) for c, scores in row.scores.items() if c in table.columns},
+        "by_seed": {
+            c: {str(seed): scores.of_seed(seed).estimate.value for seed in sorted(set(scores.seeds))}
+            for c, scores in row.scores.items()
+            if c in table.columns
+        },
+        "reward_accuracy": {**_plain(row.reward_accuracy), "implicit": row.implicit} if row.reward_accuracy else None,
+        "judge": None,
+        "cost": vars(row.cost) if row.cost else None,
+    }
+
+
+def _who(row: TableRow) -> list[str]:
+    name = row.name if len(row.seeds) <= 1 else f"{row.name} ({len(row.seeds)} seeds)"
+    return [name, row.config_hash[:HASH_CHARACTERS], row.learns_from]
+
+
+def _values(table: Table, row: TableRow, beside: str) -> list[str]:
+    return [_value(row.scores[c].estimate, beside) if c in row.scores else NOTHING for c in table.columns]
+
+
+def _beside_scores(row: TableRow, beside: str) -> list[str]:
+    accuracy = NOTHING if row.reward_accuracy is None else _value(row.reward_accuracy, beside)
+    return [
+        f"{accuracy}{' implicit' if row.implicit else ''}",
+        NOTHING,
+        NOTHING if row.trials is None else str(row.trials),
+    ]
+
+
+def _value(estimate: Estimate, beside: str) -> str:
+    return f"{estimate.value:.3f}{beside}{estimate.standard_error:.3f}"
+
+
+def _difference(estimate: Comparison | None, corrected: float | None, beside: str) -> str:
+    if estimate is None:
+        return NOTHING
+    mark = " *" if estimate.beyond_noise else ""
+    p = "" if corrected is None else f"{'; ' if beside == ' ± ' else chr(10)}p {_p(corrected)}"
+    return f"{estimate.value:+.3f}{beside}{estimate.standard_error:.3f}{mark}{p}"
+
+
+def _p(p: float) -> str:
+    return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
+
+
+def _plain(estimate: Estimate) -> dict[str, Any]:
+    return {"value": estimate.value, "standard_error": estimate.standard_error, "n": estimate.n}
+
+
+def _comparison_json(comparison: Comparison, corrected: float | None) -> Mapping[str, Any]:
+    return {**vars(comparison), "interval": list(comparison.interval), "corrected_p": corrected}

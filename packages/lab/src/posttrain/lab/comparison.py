@@ -1,0 +1,152 @@
+"""One comparison: its plans over arms and seeds, rows that join from other runs, and what is written at its end."""
+
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain.core.config import read_yaml
+from posttrain.core.errors import RequestError
+from posttrain.core.files import atomic_write_json, atomic_write_text
+from posttrain.core.runs import RunDirectory, StageIdentity
+from posttrain.lab.cells import as_json
+from posttrain.lab.collect import Entry, collect_table, entries_of
+from posttrain.lab.conditions import check_conditions, check_names, recipe_conditions, recorded_conditions
+from posttrain.lab.graph import plan_training
+from posttrain.lab.pipeline import run_services
+from posttrain.lab.plan import Plan, Row
+from posttrain.lab.plots import draw_plots
+from posttrain.lab.policy_measures import ensure_measured, policy_items
+from posttrain.lab.recipe import Recipe
+from posttrain.lab.render import markdown
+from posttrain.lab.runs_command import find_runs, one_run
+from posttrain.lab.seeds import parse_seeds
+from posttrain.lab.services import external_rewards
+from posttrain.lab.table import Table
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished comparison."""
+
+    table: Table
+    plain: dict[str, Any]
+    """What comparison.json holds."""
+
+
+def plan_comparison(recipe: Recipe, methods: str | None, seeds: str, root: Path) -> list[Plan]:
+    """The plans of all arms and seeds; RequestError for an unknown arm or one that makes no policy."""
+    if methods is None:
+        names = list(recipe.compared())
+    elif methods == ALL:
+        names = [*recipe.compared(), *(name for name in recipe.variants if name not in recipe.compared())]
+    else:
+        names = [name.strip() for name in methods.split(",") if name.strip()]
+    if not names:
+        raise RequestError("--methods names nothing to compare; for example --methods dpo,ppo")
+    for name in names:
+        if recipe.arm(name).described.makes not in ("policy", "choice"):
+            raise RequestError(f"--methods {name}: it makes no policy that could stand in a table; leave it out")
+    external = external_rewards()
+    numbers = parse_seeds(seeds)
+    return [plan_training(recipe, name, seed, root, external, True) for seed in numbers for name in names]
+
+
+def refuse_unlike(plans: Sequence[Plan], more: Sequence[Entry], allowed: Collection[str]) -> None:
+    """Before anything is trained: RequestError where a row that is there was made under other conditions."""
+    check_names(allowed)
+    seeds = sorted({plan.seed for plan in plans})
+    expected = recipe_conditions(plans[0].recipe, plans[0].base, seeds)
+    for entry in entries_of(plans):
+        for row, _ in entry.runs:
+            if row.run.finished:
+                found = {k: v for k, v in recorded_conditions(row, seeds).items() if not k.startswith("evaluation")}
+                check_conditions(expected, {row.name: found}, allowed)  # it will be evaluated as the recipe says
+    for entry in more:
+        for row, _ in entry.runs:
+            check_conditions(expected, {entry.name: recorded_conditions(row, entry.seeds)}, allowed)
+
+
+def external_entries(fingerprints: Sequence[str], plans: Sequence[Plan], root: Path) -> list[Entry]:
+    """A row for each finished run named, with the runs of the same experiment under the comparison's seeds."""
+    by_seed = {plan.seed: plan for plan in plans}
+    taken = {row.name for plan in plans for row in plan.rows}
+    entries = []
+    for fingerprint in fingerprints:
+        found = one_run(root, fingerprint)
+        if not found.run.finished or not found.run.checkpoint.exists():
+            raise RequestError(f"--row {fingerprint}: {found.run.path} has no finished checkpoint; finish it first")
+        record = found.run.provenance()
+        name = record.get("arm", {}).get("name", found.stage)
+        name = name if name not in taken else f"{name} [{found.fingerprint[:6]}]"
+        taken.add(name)
+        same = [run.run for run in find_runs(root) if run.state == "finished" and run.stage == found.stage]
+        runs = {r["seed"]: run for run in same if (r := run.provenance())["config_hash"] == record["config_hash"]}
+        shared = {seed: run for seed, run in sorted(runs.items()) if seed in by_seed}
+        if not shared:
+            raise RequestError(
+                f"--row {fingerprint}: it was trained with seed {', '.join(map(str, runs))}, this comparison has "
+                f"{', '.join(map(str, by_seed))}; name a seed of it with --seeds"
+            )
+        rows = [(_recorded_row(name, run, root), by_seed[seed]) for seed, run in shared.items()]
+        entries.append(Entry(name, tuple(rows)))
+    return entries
+
+
+def measure_entries(entries: Sequence[Entry]) -> None:
+    """KL, gold and learned reward of rows that join from other runs, against this comparison's reference."""
+    for entry in entries:
+        for row, plan in entry.runs:
+            if not policy_items(row, plan).exists():
+                with run_services(plan, row.run.path / "logs") as services:
+                    ensure_measured(row, plan, services)
+
+
+def write_comparison(folder: Path, plans: Sequence[Plan], more: Sequence[Entry], allowed: Collection[str]) -> Written:
+    """Makes the table of finished runs and writes comparison.md, comparison.json and plots into `folder`."""
+    table = collect_table(plans, more, allowed)
+    recipe = plans[0].recipe
+    names = list(dict.fromkeys(plan.method for plan in plans))
+    seeds = ",".join(str(seed) for seed in sorted({plan.seed for plan in plans}))
+    command = shlex.join(["posttrain", "compare", "--methods", ",".join(names), "--seeds", seeds])
+    pictures = draw_plots(folder, table, [*entries_of(plans), *more])
+    shown = "\n".join(f"![{path.stem}]({path.name})" for path in pictures)
+    page = f"# {recipe.name}: every method from one base\n\n{recipe.description}\n\n{markdown(table)}\n{shown}\n"
+    plain = {"recipe": recipe.name, "methods": names, "seeds": seeds, "command": command, **as_json(table)}
+    atomic_write_json(folder / "comparison.json", plain)
+    atomic_write_text(folder / "comparison.md", page)
+    return Written(table, plain)
+
+
+def _recorded_row(name: str, run: RunDirectory, root: Path) -> Row:
+    places = {each.fingerprint: each.run for each in find_runs(root)}
+    identity = _recorded_identity(run, places)
+    before: dict[str, RunDirectory] = {}
+    queue = list(identity.parents)
+    while queue:
+        parent = queue.pop()
+        before[parent.fingerprint] = places[parent.fingerprint[:12]]
+        queue += parent.parents
+    stages = [each for each in reversed(before.values()) if "cost" in each.provenance()]
+    return Row(name, identity, run, run.checkpoint, before=(*stages, run))
+
+
+def _recorded_identity(run: RunDirectory, places: Mapping[str, RunDirectory]) -> StageIdentity:
+    """What identified a run, rebuilt from what its directory and those of its ancestors say."""
+    record = run.provenance()
+    if record["stage"] == "base":
+        keys = ("revision", "digest", "chat_template", "eos_token", "pad_token")
+        identity = StageIdentity("base", 1, {key: record[key] for key in keys if key in record}, seed=0)
+    else:
+        config = read_yaml(run.path / "config.yaml")
+        missing = [parent for parent in config["parents"] if parent[:12] not in places]
+        if missing:
+            raise RequestError(f"{run.path}: its parent {missing[0][:12]} is not under runs/ any more; train it again")
+        parents = tuple(_recorded_identity(places[parent[:12]], places) for parent in config["parents"])
+        identity = StageIdentity(config["stage"], config["version"], config["definition"], config["seed"], parents)
+    if identity.fingerprint != record["fingerprint"]:
+        raise RequestError(f"{run.path} was changed after it was made: its fingerprint is not that of its config.yaml")
+    return identity

@@ -1,0 +1,159 @@
+"""What the rows of one table must share, and what happens where they do not.
+
+Base and revision, adapter, prompt template, data, evaluation, seeds. The same conditions are compared twice: as
+planned, before anything is trained, and as recorded by what was done, when a table is made. A difference is refused
+with the field, both values and what to do; a field that was allowed to differ marks the row instead.
+"""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.core.errors import RequestError, suggest
+from posttrain.core.files import read_json
+from posttrain.core.hashing import digest_json
+from posttrain.data.sources import describe_source
+from posttrain.data.tokenizer import load_tokenizer
+from posttrain.lab.evaluations import SETTINGS_FILE, evaluation_settings
+from posttrain.lab.models import BaseModel
+from posttrain.lab.plan import Plan, Row, Stage
+from posttrain.lab.recipe import Recipe
+
+Conditions = Mapping[str, Any]
+"""Field to value, for example `evaluation.limit` to 600."""
+
+REMEDY = {
+    "base": "train it from the same base",
+    "adapter": "train it with the same adapter settings",
+    "template": "save the checkpoint with the base's chat template and evaluate it again",
+    "evaluation": "evaluate it with the recipe's tasks, few-shot and limit",
+    "data": "train it on the same rows",
+    "seeds": "train the missing seeds",
+}
+"""What to do, by the first part of a field's name."""
+
+FIELDS = (
+    "base.revision", "base.digest", "adapter", "template", "seeds",
+    "evaluation.tasks", "evaluation.few_shot", "evaluation.limit", "evaluation.max_gen_toks",
+    "data.sft", "data.pairs", "data.preference_prompts", "data.prompts", "data.validation",
+)  # fmt: skip
+"""Every condition there is."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """A condition in which a row differs from the others, and was allowed to."""
+
+    row: str
+    field: str
+    value: Any
+    expected: Any
+
+    def sentence(self) -> str:
+        """The footnote."""
+        return f"{self.row}: {self.field} is {_shown(self.value)}, the other rows have {_shown(self.expected)}"
+
+
+def recipe_conditions(recipe: Recipe, base: BaseModel, seeds: Sequence[int]) -> Conditions:
+    """What a recipe's own rows share: known before training."""
+    data = recipe.data
+    sources = {
+        "sft": data.sft,
+        "pairs": data.pairs,
+        "preference_prompts": data.preference_prompts,
+        "prompts": data.prompts,
+        "validation": data.validation,
+    }
+    settings = evaluation_settings(recipe.evaluation)
+    return {
+        "base.revision": base.revision,
+        "base.digest": base.digest,
+        "adapter": None,
+        "template": template_digest(base.folder),
+        "seeds": sorted(seeds),
+        **{f"evaluation.{name}": settings[name] for name in ("tasks", "few_shot", "limit", "max_gen_toks")},
+        **{f"data.{name}": describe_source(source) if source else None for name, source in sources.items()},
+    }
+
+
+def stage_conditions(plan: Plan, stage: Stage) -> Conditions:
+    """Of what a recipe's rows share, the part that a stage and those before it depend on; kept in its provenance."""
+    used = {f"data.{field}" for each in plan.needed(stage.identity) for field in each.data}
+    shared = recipe_conditions(plan.recipe, plan.base, [plan.seed])
+    return {name: value for name, value in shared.items() if name.startswith("base.") or name in used}
+
+
+def recorded_conditions(row: Row, seeds: Sequence[int]) -> Conditions:
+    """What was in force when a finished row was made: from provenance, evaluation record and the checkpoint itself."""
+    recorded = dict(row.run.provenance().get("conditions", {}))
+    marker = row.run.eval / SETTINGS_FILE
+    if marker.exists():
+        used = read_json(marker)["settings"]
+        recorded |= {f"evaluation.{name}": used[name] for name in ("tasks", "few_shot", "limit", "max_gen_toks")}
+    recorded["template"] = template_digest(row.checkpoint)
+    recorded["adapter"] = adapter_of(row)
+    recorded["seeds"] = sorted(seeds)
+    return recorded
+
+
+def template_digest(checkpoint: Any) -> str:
+    """The chat template that prompts are rendered with, as the beginning of its digest."""
+    return digest_json(load_tokenizer(checkpoint).chat_template)[:12]
+
+
+def adapter_of(row: Row) -> dict[str, Any] | None:
+    """Rank, scale and target of the PEFT adapter that a row's checkpoint is, or None for full weights."""
+    path = row.checkpoint / "adapter_config.json"
+    if not path.exists():
+        return None
+    config = read_json(path)
+    modules = config.get("target_modules")
+    return {
+        "type": config.get("peft_type"),
+        "r": config.get("r"),
+        "lora_alpha": config.get("lora_alpha"),
+        "target_modules": sorted(modules) if isinstance(modules, list) else modules,
+    }
+
+
+def check_conditions(
+    expected: Conditions, rows: Mapping[str, Conditions], allowed: Collection[str] = ()
+) -> list[Deviation]:
+    """The allowed deviations of the named rows; RequestError for the first that was not allowed.
+
+    `allowed` are fields, or the first part of their names (`evaluation`). A field that a row does not have is not
+    compared: a base was trained on no data. RequestError also for an unknown name among them.
+    """
+    check_names(allowed)
+    deviations = []
+    for row, conditions in rows.items():
+        for field, value in conditions.items():
+            wanted = expected.get(field, value)
+            if _plain(value) == _plain(wanted):
+                continue
+            if field not in allowed and field.partition(".")[0] not in allowed:
+                raise RequestError(
+                    f"{row} cannot stand in this table: {field} is {_shown(value)}, the table's is {_shown(wanted)}; "
+                    f"{REMEDY[field.partition('.')[0]]}, or let it through, marked, with --allow {field}"
+                )
+            deviations.append(Deviation(row, field, value, wanted))
+    return deviations
+
+
+def check_names(allowed: Collection[str]) -> None:
+    """RequestError for a name that is no condition."""
+    groups = {field.partition(".")[0] for field in FIELDS}
+    for name in allowed:
+        if name not in FIELDS and name not in groups:
+            raise RequestError(f"--allow {name}: there is no such condition {suggest(name, FIELDS)}")
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back, so that what was recorded compares with what is planned."""
+    return json.loads(json.dumps(value))
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else f"{text[:117]}…"

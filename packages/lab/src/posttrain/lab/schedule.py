@@ -1,0 +1,162 @@
+"""Does tasks on several slots side by side, each after what it needs, and tells how far it is.
+
+Knows nothing of methods or processes: a task is a key and what it needs; a slot is whatever does one task at a time.
+One that fails takes those with it that need it and nobody else; all failures are told at the end. Whatever was done is
+done: the same tasks again are fewer.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
+
+from posttrain.core.errors import WorkError
+from posttrain.lab.tasks import Task
+
+
+class Slot(Protocol):
+    """Does one task at a time."""
+
+    def do(self, task: Task) -> str | None:
+        """Returns when the task is done: None, or a line that says why it failed."""
+
+    def stop(self) -> None:
+        """Ends what it is doing, from another thread; `do` then returns."""
+
+
+def run_tasks(tasks: Sequence[Task], slots: Sequence[Slot], estimate: Mapping[str, float]) -> None:
+    """Does all tasks that are not finished, in the order given where their needs allow.
+
+    A slot that has a choice goes on with the seed that it had: its services hold that seed's reward model. `estimate`
+    is seconds by kind of work, for the time that is left. WorkError names every task that failed. An interruption
+    stops the slots.
+    """
+    board = _Board(tasks, len(slots), estimate)
+    threads = [threading.Thread(target=board.serve, args=(slot,), daemon=True) for slot in slots]
+    started = time.monotonic()
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():  # a join without a timeout would hold back Ctrl-C
+                thread.join(0.5)
+    finally:
+        board.close()
+        for slot in slots:
+            slot.stop()
+    if board.failed:
+        reasons = "\n  ".join(board.failed.values())
+        raise WorkError(
+            f"{len(board.failed)} of {board.total} tasks failed; what is done is kept, start the same command again "
+            f"for the rest:\n  {reasons}"
+        )
+    if board.total:
+        _say(f"{board.total} tasks in {clock(time.monotonic() - started)}")
+
+
+class _Board:
+    """What is waiting, running, done and failed; slots take their next task from it."""
+
+    def __init__(self, tasks: Sequence[Task], slots: int, estimate: Mapping[str, float]) -> None:
+        self.waiting = [task for task in tasks if not task.finished]
+        self.total = len(self.waiting)
+        self.failed: dict[str, str] = {}
+        self._done = {task.key for task in tasks if task.finished}
+        self._running: dict[str, tuple[Task, float]] = {}
+        self._slots, self._estimate = slots, estimate
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def serve(self, slot: Slot) -> None:
+        """One slot's thread."""
+        seed: int | None = None
+        while task := self._take(seed):
+            seed = task.seed
+            try:
+                problem = slot.do(task)
+            except BaseException as error:  # noqa: BLE001  # whatever happened, the others must not wait for this task
+                problem = repr(error)
+            self._finish(task, problem)
+
+    def close(self) -> None:
+        """Nobody gets another task."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _take(self, seed: int | None) -> Task | None:
+        with self._changed:
+            while not self._closed and self.waiting:
+                ready = [task for task in self.waiting if task.needs <= self._done]
+                if ready:
+                    task = next((each for each in ready if each.seed == seed), ready[0])
+                    self.waiting.remove(task)
+                    self._running[task.key] = (task, time.monotonic())
+                    _say(f"{task.label}: started")
+                    return task
+                assert self._running, f"{self.waiting[0].label} waits for what nobody does"
+                self._changed.wait()
+            return None
+
+    def _finish(self, task: Task, problem: str | None) -> None:
+        with self._changed:
+            _, started = self._running.pop(task.key)
+            if problem is None:
+                self._done.add(task.key)
+                finished = self.total - len(self.waiting) - len(self._running) - len(self.failed)
+                seconds = clock(time.monotonic() - started)
+                _say(f"[{finished}/{self.total}] {task.label}: done in {seconds}{self._left()}")
+            elif not self._closed:
+                self.failed[task.key] = f"{task.label}: {problem}"
+                _say(f"failed: {self.failed[task.key]}")
+                while lost := [each for each in self.waiting if each.needs & self.failed.keys()]:
+                    for each in lost:
+                        self.waiting.remove(each)
+                        self.failed[each.key] = f"{each.label}: not done, for what it needs failed"
+            self._changed.notify_all()
+
+    def _left(self) -> str:
+        now = time.monotonic()
+        passed = sum(min(now - at, seconds_of(task, self._estimate) or 0.0) for task, at in self._running.values())
+        open_tasks = [*self.waiting, *(task for task, _ in self._running.values())]
+        seconds = seconds_left(open_tasks, self._estimate, self._slots)
+        return f", about {clock(max(seconds - passed / self._slots, 0))} left" if seconds else ""
+
+
+def seconds_left(tasks: Collection[Task], estimate: Mapping[str, float], slots: int) -> float | None:
+    """About how long the unfinished tasks take on so many slots; None where nothing is known of one of them.
+
+    Not less than the longest chain of tasks that wait for each other.
+    """
+    open_tasks = {task.key: task for task in tasks if not task.finished}
+    each = {key: seconds_of(task, estimate) for key, task in open_tasks.items()}
+    known = {key: seconds for key, seconds in each.items() if seconds is not None}
+    if len(known) < len(each):
+        return None
+    chain: dict[str, float] = {}
+
+    def until(task: Task) -> float:
+        if task.key not in chain:
+            before = [until(open_tasks[key]) for key in task.needs if key in open_tasks]
+            chain[task.key] = known[task.key] + max(before, default=0.0)
+        return chain[task.key]
+
+    return max([sum(known.values()) / slots, *(until(task) for task in open_tasks.values())], default=0.0)
+
+
+def seconds_of(task: Task, estimate: Mapping[str, float]) -> float | None:
+    """About how long a task takes; None where that is not known."""
+    parts = [estimate.get(part) for part in task.work]
+    return None if None in parts else sum(part for part in parts if part is not None)
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,111 @@
+"""The work of a comparison as tasks that can run side by side: shared stages once, then each row.
+
+Pure planning over the plans of all arms and seeds. A task is done by a process of its own (posttrain.lab.worker).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from posttrain.core.runs import RunDirectory
+from posttrain.lab.arms import LEARNED
+from posttrain.lab.pipeline import is_finished
+from posttrain.lab.plan import Plan, Row
+
+EVALUATION = "evaluation"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One stage to train, or one row to train, evaluate and measure."""
+
+    key: str
+    label: str
+    """What people read: `dpo, seed 1`."""
+    work: tuple[str, ...]
+    """What its time is estimated by: the stage's method, `evaluation`, or both."""
+    plan: Plan
+    """A plan that has it."""
+    run: RunDirectory
+    needs: frozenset[str]
+    """Keys of the tasks that must be done before it."""
+    finished: bool
+    stage: str | None = None
+    """Fingerprint of the stage to train."""
+    row: str | None = None
+    """Name of the row to evaluate and measure afterwards."""
+
+    @property
+    def seed(self) -> int:
+        """Its plan's."""
+        return self.plan.seed
+
+    @property
+    def served(self) -> bool:
+        """Whether it samples or scores, and needs services."""
+        stage = next((each for each in self.plan.stages if each.identity.fingerprint == self.stage), None)
+        return self.row is not None or (stage is not None and (stage.samples or bool(stage.reward_sources)))
+
+
+def tasks_of(plans: Sequence[Plan]) -> list[Task]:
+    """The tasks of all plans, each once, in an order in which every task follows what it needs.
+
+    A row's own stage and its evaluation are one task, so that a process starts once for both; but where other tasks
+    build on the stage, or it could begin before the reward model that its row is measured with, they are two.
+    """
+    tasks: dict[str, Task] = {}
+    stages = [stage for plan in plans for stage in plan.stages]
+    built_on = {parent.fingerprint for stage in stages for parent in stage.identity.parents}
+    finished = {stage.identity.fingerprint for stage in stages if stage.run.finished}
+    for plan in plans:
+        own = {row.identity.fingerprint: row for row in plan.rows}
+        measured_with = _measured_with(plan)
+        for stage in plan.stages:
+            fingerprint = stage.identity.fingerprint
+            needs = frozenset(parent.fingerprint for parent in stage.identity.parents) & {
+                each.identity.fingerprint for each in plan.stages
+            }
+            waits = measured_with - needs - finished
+            together = fingerprint in own and fingerprint not in built_on and not waits
+            if not together:
+                task = Task(
+                    fingerprint,
+                    f"{own[fingerprint].name if fingerprint in own else stage.method}, seed {plan.seed}",
+                    (stage.method,),
+                    plan,
+                    stage.run,
+                    needs,
+                    stage.run.finished,
+                    stage=fingerprint,
+                )
+                tasks.setdefault(task.key, task)
+        for row in plan.rows:
+            _add_row(tasks, plan, row, measured_with)
+    return list(tasks.values())
+
+
+def _add_row(tasks: dict[str, Task], plan: Plan, row: Row, measured_with: frozenset[str]) -> None:
+    fingerprint = row.identity.fingerprint
+    stage = next((each for each in plan.stages if each.identity.fingerprint == fingerprint), None)
+    apart = stage is None or fingerprint in tasks
+    key = f"{row.name}/{plan.seed}"
+    needs = {parent.fingerprint for parent in row.identity.parents} & set(tasks) | measured_with
+    if apart and stage:
+        needs.add(fingerprint)
+    task = Task(
+        key,
+        f"{row.name}, seed {plan.seed}{': evaluation' if apart else ''}",
+        (EVALUATION,) if apart or stage is None else (stage.method, EVALUATION),
+        plan,
+        row.run,
+        frozenset(needs),
+        is_finished(plan, row),
+        stage=None if apart else fingerprint,
+        row=row.name,
+    )
+    tasks.setdefault(key, task)
+
+
+def _measured_with(plan: Plan) -> frozenset[str]:
+    """The stages that every row's KL and learned reward are measured with."""
+    wanted = {LEARNED, plan.reference.identity.stage}
+    return frozenset(stage.identity.fingerprint for stage in plan.stages if stage.method in wanted)

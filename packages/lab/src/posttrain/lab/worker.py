@@ -1,0 +1,83 @@
+"""`python -m posttrain.lab.worker JOB`: one task of a comparison, in a process of its own.
+
+What fails here fails alone, and what a stage leaves behind in a process (memory, threads, an accelerator's state) ends
+with it and is nobody else's cost. The services are whoever's started it. Not for people: `posttrain compare` and
+`posttrain tune` start it and read its exit status and its log.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from posttrain.core.errors import PosttrainError
+from posttrain.core.process import PARENT_VARIABLE, die_with_parent
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is told."""
+
+    recipe: str
+    overrides: Sequence[str]
+    arm: str
+    seed: int
+    runs: str
+    stage: str | None
+    """Fingerprint of the stage to train."""
+    row: str | None
+    """Name of the row to finish."""
+    policy_url: str | None = None
+    reward_url: str | None = None
+    """Services that wait for it."""
+    services: Sequence[int] = ()
+    """Their process ids: their cost is the job's."""
+    on_tasks: bool = True
+    """Whether the row is evaluated on the tasks, or measured on the validation prompts only."""
+    trackers: Sequence[str] = ()
+
+    def command(self) -> list[str]:
+        """The command line that does it."""
+        return [sys.executable, "-m", "posttrain.lab.worker", json.dumps(asdict(self))]
+
+
+def do(job: Job) -> None:
+    """Trains the stage and finishes the row that the job names."""
+    from posttrain.lab.graph import plan_training
+    from posttrain.lab.pipeline import Options, finish_row, record_base, run_one
+    from posttrain.lab.policy_measures import ensure_measured
+    from posttrain.lab.recipe import load_recipe
+    from posttrain.lab.run_services import RunServices
+    from posttrain.lab.services import external_rewards
+
+    recipe = load_recipe(job.recipe, job.overrides)
+    plan = plan_training(recipe, job.arm, job.seed, Path(job.runs), external_rewards(), with_reward_model=True)
+    stage = next((each for each in plan.stages if each.identity.fingerprint == job.stage), None)
+    row = next((each for each in plan.rows if each.name == job.row), None)
+    assert stage or row, f"the plan has neither stage {job.stage} nor row {job.row}"
+    logs = plan.last.run.path / "logs"
+    record_base(plan)
+    with RunServices(logs, recipe.sources, recipe.threads, job.policy_url, job.reward_url) as services:
+        if stage and not stage.run.finished:
+            run_one(plan, stage, services, Options(trackers=tuple(job.trackers), services=tuple(job.services)))
+        if row and job.on_tasks:
+            finish_row(plan, row, services)
+        elif row:
+            ensure_measured(row, plan, services)
+
+
+def main() -> None:
+    """Exit status as the `posttrain` command has it."""
+    if parent := os.environ.pop(PARENT_VARIABLE, None):
+        die_with_parent(int(parent))
+    try:
+        do(Job(**json.loads(sys.argv[1])))
+    except PosttrainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+if __name__ == "__main__":
+    main()
