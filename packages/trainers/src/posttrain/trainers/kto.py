@@ -58,6 +58,8 @@ class Settings(PreferenceSettings):
     """Examples on the device at once, None for the whole batch; must divide batch_size. The loss does not depend on
     it. TRL's trainer takes at least two."""
     lr: float = Field(2e-4, gt=0)
+    """Peak learning rate of AdamW; it decays linearly to 0. In the nano lab 3,000 pairs raised .42 of 300 validation
+    problems to .76 (2e-4), .74 (5e-4) and .69 (1e-3), each ± .03, one seed."""
     eval_every: int = Field(300, ge=1)
 
 
@@ -180,5 +182,5 @@ METHOD = Method(
     train=train,
     trains_on="pairs",
     start="sft",
-    grid={"lr": (1e-4, 3e-4), "beta": (0.05, 0.1)},
+    grid={"lr": (2e-4, 5e-4), "beta": (0.05, 0.1)},
 )
