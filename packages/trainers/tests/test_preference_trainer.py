@@ -15,7 +15,7 @@ from posttrain.trainers.comparisons import comparisons, from_pair
 from posttrain.trainers.models import align_special_tokens, load_policy
 from posttrain.trainers.padded_rows import PaddedRows
 from posttrain.trainers.pair_logps import pair_layout
-from posttrain.trainers.preference_trainer import build_trainer, preference_arguments
+from posttrain.trainers.preference_trainer import build_trainer, pair_order, preference_arguments
 from posttrain.trainers.quiet import quiet
 from posttrain.trainers.stage import StageInputs
 
@@ -51,8 +51,9 @@ def trainer_of(tmp_path, tiny_checkpoint, tiny_tokenizer, rows, ref_logps):
             arguments = preference_arguments(method, settings, inputs)
             layout = layout or pair_layout(model)
             references = ref_logps if method == "dpo" else None
+            order = pair_order(settings, 0, rows)
             return build_trainer(
-                settings, 0, arguments, objective(settings), model, tiny_tokenizer, layout, rows, references
+                settings, arguments, objective(settings), model, tiny_tokenizer, layout, rows, order, references
             )
 
     return make
@@ -194,7 +195,7 @@ def test_metrics_are_means_over_pairs(trainer_of, rows, ref_logps):
     )
 
 
-def test_a_step_of_dpo_at_the_reference_has_loss_log_2(trainer_of, monkeypatch, rows, ref_logps):
+def test_a_step_of_dpo_at_the_reference_has_loss_log_2(trainer_of, rows, ref_logps):
     trainer = trainer_of("dpo")
     with torch.no_grad():
         logps = torch.tensor([[logp(trainer.model, row.prompt_ids, a) for a in row.answers] for row in rows[:8]])

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -22,7 +23,7 @@ from posttrain.trainers.held_out import split_held_out
 from posttrain.trainers.models import align_special_tokens, check_max_length, load_policy, save_checkpoint
 from posttrain.trainers.pair_logps import all_pair_logps, pair_layout
 from posttrain.trainers.preference_settings import Objective, PreferenceSettings
-from posttrain.trainers.preference_trainer import build_trainer, preference_arguments, preferred
+from posttrain.trainers.preference_trainer import build_trainer, pair_order, preference_arguments, preferred
 from posttrain.trainers.quiet import quiet
 from posttrain.trainers.reference_logprobs import reference_logps
 from posttrain.trainers.stage import StageInputs
@@ -52,21 +53,25 @@ def train_preferences(
         arguments = preference_arguments(method, settings, inputs)
         model.to(arguments.device)
         layout = pair_layout(model)
+        order = pair_order(settings, inputs.seed, rows)
         ref_rows = ref_test = None
         ref_seconds = 0.0
         if objective.needs_reference:
+            trained = sorted(set(order))  # not all of them in a run that `length` or `max_tokens` shortens
             reference = reference_logps(
                 inputs.run.state / "reference_logps.safetensors",
                 inputs.reference or inputs.start,
                 inputs.start,
                 model,
                 layout,
-                [*rows, *test],
+                [*(rows[index] for index in trained), *test],
                 settings.precision,
             )
-            ref_rows, ref_test = reference.values.split([len(rows), len(test)])
+            of_trained, ref_test = reference.values.split([len(trained), len(test)])
+            ref_rows = torch.full((len(rows), 2), torch.nan)
+            ref_rows[trained] = of_trained
             ref_seconds = reference.seconds
-        trainer = build_trainer(settings, inputs.seed, arguments, objective, model, tokenizer, layout, rows, ref_rows)
+        trainer = build_trainer(settings, arguments, objective, model, tokenizer, layout, rows, order, ref_rows)
 
         def held_out() -> dict[str, Any]:
             pairs = all_pair_logps(model, layout, test, settings.precision, ref_test)

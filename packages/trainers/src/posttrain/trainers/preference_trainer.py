@@ -98,15 +98,22 @@ def preference_arguments(method: str, settings: PreferenceSettings, inputs: Stag
     return arguments
 
 
+def pair_order(settings: PreferenceSettings, seed: int, rows: Sequence[Comparison]) -> list[int]:
+    """The pairs of all steps, as indices into `rows`, as far as the run goes."""
+    lengths = [row.tokens for row in rows]
+    order = training_order(lengths, settings.batch_size, settings.epochs, seed, settings.bucket)
+    return shortened(order, lengths, settings.batch_size, settings)
+
+
 def build_trainer(
     settings: PreferenceSettings,
-    seed: int,
     arguments: DPOConfig,
     objective: Objective,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     layout: Layout,
     rows: Sequence[Comparison],
+    order: Sequence[int],
     ref_logps: Float[Tensor, "pairs 2"] | None = None,
 ) -> PreferenceTrainer:
     """The trainer over `rows`, whose reference log-probabilities are `ref_logps`; `layout` is what `model` can read."""
@@ -127,8 +134,6 @@ def build_trainer(
             None,
         ),
     )
-    lengths = [row.tokens for row in rows]
-    order = training_order(lengths, settings.batch_size, settings.epochs, seed, settings.bucket)
-    trainer.order = shortened(order, lengths, settings.batch_size, settings)
+    trainer.order = order
     trainer.objective = objective
     return trainer
