@@ -127,7 +127,7 @@ def test_a_half_written_checkpoint_is_not_taken(run_of):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["sft", "rm"])
+@pytest.mark.parametrize("method", ["sft", "rm", "dpo"])
 def test_kill_9_of_the_command_resumes_to_the_same_bits(method, tmp_path, tiny_checkpoint, conversations, pairs, jsonl):
     data = jsonl("rows.jsonl", conversations if method == "sft" else pairs)
 
