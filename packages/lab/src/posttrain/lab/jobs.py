@@ -37,19 +37,22 @@ def jobs_and_threads(recipe: Recipe, jobs: int | None) -> tuple[int, int]:
 def run_jobs(
     tasks: Sequence[Task],
     recipe: str,
-    overrides: Sequence[str],
+    overrides: Callable[[Plan], Sequence[str]],
     root: Path,
     jobs: int,
     estimate: Mapping[str, float],
     trackers: Sequence[str] = (),
     on_tasks: bool = True,
 ) -> None:
-    """Does what is not done; see posttrain.lab.schedule. `on_tasks`: evaluate rows on the recipe's tasks as well."""
+    """Does what is not done; see posttrain.lab.schedule.
+
+    `overrides` gives what was put into the recipe for a plan. `on_tasks`: evaluate rows on the recipe's tasks as well.
+    """
 
     def job(task: Task) -> Job:
         return Job(
             recipe=recipe,
-            overrides=tuple(overrides),
+            overrides=tuple(overrides(task.plan)),
             arm=task.plan.method,
             seed=task.seed,
             runs=str(root),

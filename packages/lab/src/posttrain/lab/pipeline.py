@@ -73,9 +73,10 @@ def finish_row(plan: Plan, row: Row, services: RunServices) -> None:
     ensure_measured(row, plan, services)
 
 
-def is_finished(plan: Plan, row: Row) -> bool:
+def is_finished(plan: Plan, row: Row, on_tasks: bool = True) -> bool:
     """Whether nothing is left to do for a row."""
-    return row.run.finished and is_evaluated(row, plan.recipe.evaluation) and policy_items(row, plan).exists()
+    evaluated = not on_tasks or is_evaluated(row, plan.recipe.evaluation)
+    return row.run.finished and evaluated and policy_items(row, plan).exists()
 
 
 def run_one(plan: Plan, stage: Stage, services: RunServices, options: Options) -> None:

@@ -3,7 +3,7 @@
 Pure planning over the plans of all arms and seeds. A task is done by a process of its own (posttrain.lab.worker).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from posttrain.core.runs import RunDirectory
@@ -46,8 +46,11 @@ class Task:
         return self.row is not None or (stage is not None and (stage.samples or bool(stage.reward_sources)))
 
 
-def tasks_of(plans: Sequence[Plan]) -> list[Task]:
+def tasks_of(plans: Sequence[Plan], rows: Collection[str] | None = None, on_tasks: bool = True) -> list[Task]:
     """The tasks of all plans, each once, in an order in which every task follows what it needs.
+
+    `rows` names those that are wanted, None for all; `on_tasks` says whether they are evaluated on the tasks, or
+    measured on the validation prompts only.
 
     A row's own stage and its evaluation are one task, so that a process starts once for both; but where other tasks
     build on the stage, or it could begin before the reward model that its row is measured with, they are two.
@@ -57,7 +60,8 @@ def tasks_of(plans: Sequence[Plan]) -> list[Task]:
     built_on = {parent.fingerprint for stage in stages for parent in stage.identity.parents}
     finished = {stage.identity.fingerprint for stage in stages if stage.run.finished}
     for plan in plans:
-        own = {row.identity.fingerprint: row for row in plan.rows}
+        wanted = [row for row in plan.rows if rows is None or row.name in rows]
+        own = {row.identity.fingerprint: row for row in wanted}
         measured_with = _measured_with(plan)
         for stage in plan.stages:
             fingerprint = stage.identity.fingerprint
@@ -78,16 +82,16 @@ def tasks_of(plans: Sequence[Plan]) -> list[Task]:
                     stage=fingerprint,
                 )
                 tasks.setdefault(task.key, task)
-        for row in plan.rows:
-            _add_row(tasks, plan, row, measured_with)
+        for row in wanted:
+            _add_row(tasks, plan, row, measured_with, on_tasks)
     return list(tasks.values())
 
 
-def _add_row(tasks: dict[str, Task], plan: Plan, row: Row, measured_with: frozenset[str]) -> None:
+def _add_row(tasks: dict[str, Task], plan: Plan, row: Row, measured_with: frozenset[str], on_tasks: bool) -> None:
     fingerprint = row.identity.fingerprint
     stage = next((each for each in plan.stages if each.identity.fingerprint == fingerprint), None)
     apart = stage is None or fingerprint in tasks
-    key = f"{row.name}/{plan.seed}"
+    key = f"{fingerprint}/{plan.seed}"  # the base has one fingerprint, and is measured against every seed's SFT
     needs = {parent.fingerprint for parent in row.identity.parents} & set(tasks) | measured_with
     if apart and stage:
         needs.add(fingerprint)
@@ -98,7 +102,7 @@ def _add_row(tasks: dict[str, Task], plan: Plan, row: Row, measured_with: frozen
         plan,
         row.run,
         frozenset(needs),
-        is_finished(plan, row),
+        is_finished(plan, row, on_tasks),
         stage=None if apart else fingerprint,
         row=row.name,
     )
