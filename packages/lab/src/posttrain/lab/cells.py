@@ -1,6 +1,8 @@
 """A table as rows of text: what a terminal and a page show alike. One list of lists a table, its head first."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from posttrain.core.statistics import Comparison, Estimate, p_in_words
@@ -15,7 +17,7 @@ Cells = list[list[str]]
 def quality(table: Table, beside: str) -> Cells:
     """Every row's scores. `beside` joins a value and its standard error."""
     head = ["Method", "config_hash", "learns from", *table.columns, "reward accuracy", "judge", "trials"]
-    return [head, *([*_who(row), *_values(table, row, beside), *_beside_scores(row, beside)] for row in table.rows)]
+    return [head, *([*_who(row, beside), *_values(table, row, beside), *_beside_scores(row, beside)] for row in table.rows)]
 
 
 def costs(table: Table) -> Cells:
@@ -28,18 +30,19 @@ def costs(table: Table) -> Cells:
     for row in rows:
         cost = row.cost
         assert cost is not None
+        least, all_least = ("≥ " if resumed else "" for resumed in (cost.resumed, cost.any_resumed))
         phases = ", ".join(f"{name} {seconds:.0f}" for name, seconds in cost.phases.items() if seconds >= 0.5)
         body.append(
             [
                 row.name,
                 *(f"{n:,.0f}" for n in (cost.prompts_seen, cost.tokens_trained, cost.tokens_generated)),
                 f"{cost.optimizer_steps:,.0f}",
-                f"{'≥ ' if cost.resumed else ''}{cost.seconds:.0f}",
+                f"{least}{cost.seconds:.0f}",
                 phases or NOTHING,
                 f"{cost.peak_memory_bytes / 2**20:,.0f} MiB",
-                f"{cost.machine_hours:.3f}",
-                f"{cost.all_machine_hours:.3f}",
-                NOTHING if cost.price is None else f"{cost.price:.2f}",
+                f"{least}{cost.machine_hours:.3f}",
+                f"{all_least}{cost.all_machine_hours:.3f}",
+                NOTHING if cost.price is None else f"{all_least}{cost.price:.2f}",
             ]
         )
     return [head, *body]
@@ -94,9 +97,10 @@ def verdicts(table: Table) -> list[str]:
 
 
 def as_json(table: Table) -> dict[str, Any]:
-    """Everything in the table as plain data."""
-    return {
+    """Everything in the table as plain data, as strict JSON gives it back: no tuples, None for what is no number."""
+    shown: dict[str, Any] = {
         "columns": list(table.columns),
+        "tasks": list(table.tasks),
         "headline": table.headline,
         "rows": [_row_json(table, row) for row in table.rows],
         "differences": [
@@ -109,8 +113,8 @@ def as_json(table: Table) -> dict[str, Any]:
                 },
                 "by_seed": {str(seed): value for seed, value in difference.by_seed.items()},
                 "checks": {
-                    "bootstrap": vars(difference.bootstrap) if difference.bootstrap else None,
-                    "mcnemar": {str(seed): vars(test) for seed, test in (difference.mcnemar or {}).items()},
+                    "bootstrap": difference.bootstrap,
+                    "mcnemar": {str(seed): test for seed, test in (difference.mcnemar or {}).items()},
                 },
             }
             for difference in table.differences
@@ -126,10 +130,24 @@ def as_json(table: Table) -> dict[str, Any]:
             {"method": v.method, "over": v.over, "wins": v.wins, "failed": list(v.failed), "notes": list(v.notes)}
             for v in table.verdicts
         ],
+        "sensitivity": table.sensitivity,
         "sentences": verdicts(table),
         "fell": table.losses(),
         "footnotes": list(table.footnotes),
     }
+    plain: dict[str, Any] = _strict(shown)
+    return plain
+
+
+def _strict(value: Any) -> Any:
+    """`value` in the types of JSON."""
+    if is_dataclass(value):
+        return {field.name: _strict(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _strict(each) for key, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_strict(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _row_json(table: Table, row: TableRow) -> dict[str, Any]:
@@ -138,6 +156,7 @@ def _row_json(table: Table, row: TableRow) -> dict[str, Any]:
         "config_hash": row.config_hash,
         "seeds": list(row.seeds),
         "learns_from": row.learns_from,
+        "start": row.start,
         "trials": row.trials,
         "columns": {c: _plain(scores.estimate) for c, scores in row.scores.items() if c in table.columns},
         "by_seed": {
@@ -147,12 +166,13 @@ def _row_json(table: Table, row: TableRow) -> dict[str, Any]:
         },
         "reward_accuracy": {**_plain(row.reward_accuracy), "implicit": row.implicit} if row.reward_accuracy else None,
         "judge": None,
-        "cost": vars(row.cost) if row.cost else None,
+        "cost": row.cost,
     }
 
 
-def _who(row: TableRow) -> list[str]:
-    name = row.name if len(row.seeds) <= 1 else f"{row.name} ({len(row.seeds)} seeds)"
+def _who(row: TableRow, beside: str) -> list[str]:
+    between = beside.partition("±")[0]  # a new line where values have one before their standard error
+    name = row.name if len(row.seeds) <= 1 else f"{row.name}{between}({len(row.seeds)} seeds)"
     return [name, row.config_hash[:HASH_CHARACTERS], row.learns_from]
 
 
@@ -163,7 +183,7 @@ def _values(table: Table, row: TableRow, beside: str) -> list[str]:
 def _beside_scores(row: TableRow, beside: str) -> list[str]:
     accuracy = NOTHING if row.reward_accuracy is None else _value(row.reward_accuracy, beside)
     return [
-        f"{accuracy}{' implicit' if row.implicit else ''}",
+        f"{'implicit ' if row.implicit else ''}{accuracy}",
         NOTHING,
         NOTHING if row.trials is None else str(row.trials),
     ]
@@ -182,7 +202,12 @@ def _difference(estimate: Comparison | None, corrected: float | None, beside: st
 
 
 def _p(p: float) -> str:
-    return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
+    """Three decimals, and two more beside .05, so that .0496 does not read as .050."""
+    if math.isnan(p):
+        return NOTHING
+    if p < 0.001:
+        return "< .001"
+    return "1" if p >= 0.9995 else f"{p:.{5 if abs(p - 0.05) < 0.001 else 3}f}".removeprefix("0")
 
 
 def _plain(estimate: Estimate) -> dict[str, Any]:
@@ -190,4 +215,4 @@ def _plain(estimate: Estimate) -> dict[str, Any]:
 
 
 def _comparison_json(comparison: Comparison, corrected: float | None) -> Mapping[str, Any]:
-    return {**vars(comparison), "interval": list(comparison.interval), "corrected_p": corrected}
+    return {**vars(comparison), "corrected_p": corrected}

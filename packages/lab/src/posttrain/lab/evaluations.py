@@ -83,17 +83,24 @@ def is_evaluated(row: Row, evaluation: Evaluation) -> bool:
     return marker.exists() and read_json(marker).get("settings") == evaluation_settings(evaluation)
 
 
-def _best_of(row: Row, plan: Plan, services: RunServices) -> "BestOf":
-    """How a choice answers: the samples of its checkpoint, picked by the recipe's own reward."""
-    from posttrain.eval_harness.best_of_n import BestOf
+def best_of_size(row: Row) -> int:
+    """Of how many samples a choice is the best."""
     from posttrain.trainers.best_of_n import Settings as BestOfNSettings
-    from posttrain.trainers.rollouts import fixed_policy
 
     assert row.arm is not None
     assert isinstance(row.arm.settings, BestOfNSettings)
+    return row.arm.settings.n
+
+
+def _best_of(row: Row, plan: Plan, services: RunServices) -> "BestOf":
+    """How a choice answers: the samples of its checkpoint, picked by the recipe's own reward."""
+    from posttrain.eval_harness.best_of_n import BestOf
+    from posttrain.trainers.rollouts import fixed_policy
+
+    assert row.arm is not None
     policy = fixed_policy(services.policy(plan.reference.checkpoint), row.checkpoint)
     reward = services.reward(plan.reward_model)
-    return BestOf(row.arm.settings.n, partial(policy.complete, step=0), reward, row.arm.reward, plan.seed)
+    return BestOf(best_of_size(row), partial(policy.complete, step=0), reward, row.arm.reward, plan.seed)
 
 
 def evaluation_keys(row: Row, evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -101,6 +108,7 @@ def evaluation_keys(row: Row, evaluation: Evaluation) -> list[dict[str, Any]]:
     from posttrain.eval_harness.evaluation import backend_label
 
     few_shot = read_json(row.run.eval / SETTINGS_FILE)["few_shot"]
+    backend = f"best_of_{best_of_size(row)}" if row.choice else "hf"
     return [
         {
             "fingerprint": row.identity.fingerprint,
@@ -108,7 +116,7 @@ def evaluation_keys(row: Row, evaluation: Evaluation) -> list[dict[str, Any]]:
             "version": task_version(task, evaluation.include_path),
             "few_shot": few_shot[task],
             "limit": evaluation.limit,
-            "backend": backend_label("hf", max_gen_toks=evaluation.max_gen_toks),
+            "backend": backend_label(backend, max_gen_toks=evaluation.max_gen_toks),
         }
         for task in evaluated_tasks(row, evaluation)
     ]

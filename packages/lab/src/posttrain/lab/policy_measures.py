@@ -11,8 +11,10 @@ from typing import Any
 from posttrain.core.files import write_jsonl
 from posttrain.core.hashing import digest_json
 from posttrain.core.results import append_result
+from posttrain.core.statistics import mean_and_se
 from posttrain.data.sources import describe_source, load_prompts
 from posttrain.lab.arms import LEARNED
+from posttrain.lab.evaluations import best_of_size
 from posttrain.lab.plan import Plan, Row
 from posttrain.lab.run_services import RunServices
 
@@ -47,7 +49,11 @@ def ensure_measured(row: Row, plan: Plan, services: RunServices) -> None:
     if path.exists():
         return
     if row.choice:
-        write_jsonl(path, _choice_items(row, plan))
+        chosen = _choice_items(row, plan)
+        metrics = {name: _mean([item["scores"][name] for item in chosen]) for name in chosen[0]["scores"]}
+        with row.run.lock(wait=True):
+            append_result(row.run.root / "metrics.jsonl", _labelled(row, plan, len(chosen), metrics))
+            write_jsonl(path, chosen)
         return
     from posttrain.trainers.measure import measure
 
@@ -74,12 +80,9 @@ def ensure_measured(row: Row, plan: Plan, services: RunServices) -> None:
 
 def _choice_items(row: Row, plan: Plan) -> list[dict[str, Any]]:
     """A choice's own stage sampled the same prompts: what the best of n is worth there, without bias over subsets."""
-    from posttrain.trainers.best_of_n import Settings as BestOfNSettings
     from posttrain.trainers.best_of_n_curve import items
 
-    assert row.arm is not None
-    assert isinstance(row.arm.settings, BestOfNSettings)
-    found = items(row.run, row.arm.settings.n, gold=plan.recipe.gold, learned=LEARNED)
+    found = items(row.run, best_of_size(row), gold=plan.recipe.gold, learned=LEARNED)
     return [{**item, "prediction": None, "score": item["scores"]["gold"]} for item in found]
 
 
@@ -118,14 +121,22 @@ def _result_row(row: Row, plan: Plan, result: dict[str, Any]) -> dict[str, Any]:
     metrics = {"kl": result["kl"], "gold": rewards[plan.recipe.gold]}
     if LEARNED in rewards:
         metrics["learned"] = rewards[LEARNED]
+    labelled = _labelled(row, plan, result["n"], metrics)
+    return {**labelled, "truncated": result["truncated"], "mean_length": result["length"]}
+
+
+def _labelled(row: Row, plan: Plan, n: int, metrics: dict[str, Any]) -> dict[str, Any]:
     return {
         **policy_key(row, plan),
         "config_hash": row.identity.config_hash,
         "method": row.name,
         "seed": plan.seed,
-        "n": result["n"],
+        "n": n,
         "headline": "gold",
         "metrics": metrics,
-        "truncated": result["truncated"],
-        "mean_length": result["length"],
     }
+
+
+def _mean(values: list[float]) -> dict[str, float]:
+    estimate = mean_and_se(values)
+    return {"value": estimate.value, "standard_error": estimate.standard_error}

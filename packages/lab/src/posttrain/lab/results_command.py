@@ -1,6 +1,6 @@
-"""`posttrain results publish`: from finished runs to the committed record under results/.
+"""`posttrain results publish` and `retract`: what enters the committed record under results/, and what leaves it.
 
-Copies chosen rows with the command that made them; trains and evaluates nothing.
+Publishing copies finished rows with the command that makes them; it trains and evaluates nothing.
 """
 
 import json
@@ -13,63 +13,88 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from posttrain.core.errors import RequestError
-from posttrain.core.files import atomic_write_json, atomic_write_text, read_json
-from posttrain.core.results import KEY_FIELDS, read_results, result_key
+from posttrain.core.results import read_results, result_key
 
 if TYPE_CHECKING:
     from posttrain.lab.plan import Plan
 
 
 def publish(
-    method: Annotated[str, typer.Argument(help="The method whose table is published, with base and sft.")],
+    methods: Annotated[
+        str | None,
+        typer.Argument(help="As --methods of `posttrain compare`; none: what the recipe compares.", show_default=False),
+    ] = None,
     recipe: Annotated[str, typer.Option(help="A recipe's name, or a path to a YAML file.")] = "nano",
     seeds: Annotated[str, typer.Option(help="Seeds to pool, separated by commas.")] = "0",
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="As given to `posttrain train`. May be repeated.")
+        list[str] | None, typer.Option("--set", help="As given to `posttrain compare`. May be repeated.")
+    ] = None,
+    allow: Annotated[list[str] | None, typer.Option(help="As given to `posttrain compare`.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The record's name; none: recipe and methods.", show_default=False)
     ] = None,
     runs: Annotated[Path, typer.Option(help="The runs folder.")] = Path("runs"),
     to: Annotated[Path, typer.Option(help="The committed record.")] = Path("results"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """Copy finished rows, pooled over seeds, with their command, into the committed record."""
-    from posttrain.lab.cells import as_json as table_json
-    from posttrain.lab.collect import collect_table
-    from posttrain.lab.graph import plan_training
+    """Copy finished rows, pooled over seeds, into the committed record: table, pictures, items, evaluations."""
+    from tempfile import TemporaryDirectory
+
+    from posttrain.lab.collect import collect_table, entries_of
+    from posttrain.lab.comparison import plan_comparison
+    from posttrain.lab.pipeline import is_finished
+    from posttrain.lab.plots import draw_plots
     from posttrain.lab.recipe import load_recipe
-    from posttrain.lab.render import markdown
-    from posttrain.lab.seeds import parse_seeds
-    from posttrain.lab.services import external_rewards
+    from posttrain.lab.record import METRICS, merge_metrics, publish_table
 
     loaded = load_recipe(recipe, overrides or [])
-    external = external_rewards()
-    plans = [plan_training(loaded, method, seed, runs.absolute(), external) for seed in parse_seeds(seeds)]
+    plans = plan_comparison(loaded, methods, seeds, runs.absolute())
+    arms = list(dict.fromkeys(plan.method for plan in plans))
+    command = compare_command(arms, recipe, seeds, overrides or [], allow or [])
     for plan in plans:
-        unfinished = [stage.method for stage in plan.stages if not stage.run.finished]
+        unfinished = [row.name for row in plan.rows if not is_finished(plan, row)]
         if unfinished:
-            raise RequestError(
-                f"seed {plan.seed} of {method} is not finished ({', '.join(unfinished)}); "
-                f"run: {train_command(method, recipe, plan.seed, overrides or [])}"
-            )
-    table = collect_table(plans)
-    name = plans[0].rows[-1].name
-    commands = [train_command(method, recipe, plan.seed, overrides or []) for plan in plans]
-    published = {"recipe": loaded.name, "method": name, "commands": commands, **table_json(table)}
-    published["stages"] = [_stage_record(plan.seed, stage.run.provenance()) for plan in plans for stage in plan.stages]
-    stem = f"{loaded.name}-{slug(name)}"
+            raise RequestError(f"{unfinished[0]}, seed {plan.seed}, is not finished; run: {command}")
+    table = collect_table(plans, allowed=allow or [])
+    record = name or (loaded.name if methods is None else f"{loaded.name}-{slug(' '.join(arms))}")
+    described = {
+        "recipe": loaded.name,
+        "title": "every method from one base" if len(arms) > 1 else arms[0],
+        "commands": [command],
+        "stages": _stages(plans),
+    }
     chosen = _evaluations(plans, runs)
-    _merge_metrics(to / "metrics.json", chosen, commands)
-    atomic_write_json(to / f"{stem}.json", published)
-    made = "\n".join(f"    {command}" for command in commands)
-    atomic_write_text(to / f"{stem}.md", f"# {loaded.name}: {name}\n\nMade by\n\n{made}\n\n{markdown(table)}")
-    print(f"published {stem} and {len(chosen)} evaluations to {to}", file=sys.stderr)
+    with TemporaryDirectory() as folder:
+        publish_table(to, record, table, described, draw_plots(Path(folder), table, entries_of(plans)))
+    merge_metrics(to / METRICS, chosen, [command])
+    print(f"published {record} and {len(chosen)} evaluations to {to}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"published": stem, "evaluations": len(chosen), "to": str(to)}))
+        print(json.dumps({"published": record, "evaluations": len(chosen), "to": str(to)}))
 
 
-def train_command(method: str, recipe: str, seed: int, overrides: Sequence[str]) -> str:
-    """The command line that makes a run."""
+def retract(
+    config_hash: Annotated[str, typer.Argument(help="The row's config_hash or its beginning.")],
+    why: Annotated[str, typer.Option(help="The reason; it stands in the record from then on.")],
+    to: Annotated[Path, typer.Option(help="The committed record.")] = Path("results"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Take a published row out of every record, for a reason that stays there; the tables are computed anew."""
+    from posttrain.lab.record import retract as retract_row
+
+    changed = retract_row(to, config_hash, why)
+    print(f"retracted {config_hash} from {', '.join(changed)}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"retracted": config_hash, "from": changed, "why": why}))
+
+
+def compare_command(
+    arms: Sequence[str], recipe: str, seeds: str, overrides: Sequence[str], allowed: Sequence[str]
+) -> str:
+    """The command line that makes the runs of a record."""
     sets = [part for override in overrides for part in ("--set", override)]
-    return shlex.join(["posttrain", "train", method, "--recipe", recipe, "--seed", str(seed), *sets])
+    allows = [part for field in allowed for part in ("--allow", field)]
+    named = ["--methods", ",".join(arms)]
+    return shlex.join(["posttrain", "compare", "--recipe", recipe, *named, "--seeds", seeds, *sets, *allows])
 
 
 def slug(name: str) -> str:
@@ -83,26 +108,22 @@ def _evaluations(plans: "Sequence[Plan]", runs: Path) -> list[dict[str, Any]]:
     from posttrain.lab.policy_measures import policy_key
 
     stored = {result_key(row): row for row in read_results(runs / "metrics.jsonl")}
-    chosen = []
+    chosen = {}
     for plan in plans:
         for row in plan.rows:
-            keys = [*evaluation_keys(row, plan.recipe.evaluation), policy_key(row, plan)]
             labels = {"method": row.name, "seed": plan.seed, "config_hash": row.identity.config_hash}
-            chosen += [{**stored[key], **labels} for key in map(result_key, keys) if key in stored]
-    return chosen
+            for key in [*evaluation_keys(row, plan.recipe.evaluation), policy_key(row, plan)]:
+                if result_key(key) in stored:
+                    chosen[row.name, plan.seed, result_key(key)] = {**stored[result_key(key)], **labels}
+    return list(chosen.values())
+
+
+def _stages(plans: "Sequence[Plan]") -> list[dict[str, Any]]:
+    """Every stage behind the table, once, with what provenance says of it."""
+    stages = {stage.identity.fingerprint: (plan.seed, stage.run) for plan in plans for stage in plan.stages}
+    return [_stage_record(seed, run.provenance()) for seed, run in stages.values() if run.finished]
 
 
 def _stage_record(seed: int, provenance: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("stage", "config_hash", "fingerprint", "summary", "cost", "environment")
     return {"seed": seed, **{key: provenance[key] for key in keys}}
-
-
-def _merge_metrics(path: Path, rows: Sequence[Mapping[str, Any]], commands: Sequence[str]) -> None:
-    """Puts rows into the published, sorted record; a row replaces the published one of the same key."""
-    published = read_json(path) if path.exists() else []
-    by_key = {_key(row): row for row in published} | {_key(row): {**row, "commands": list(commands)} for row in rows}
-    atomic_write_json(path, [by_key[key] for key in sorted(by_key)])
-
-
-def _key(row: Mapping[str, Any]) -> str:
-    return json.dumps([row[field] for field in ("method", "seed", *KEY_FIELDS)])
