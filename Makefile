@@ -5,6 +5,7 @@ PIP_ARGS ?=
 METHOD   ?= ppo
 RECIPE   ?= nano
 SEED     ?= 0
+SEEDS    ?= 0
 ARGS     ?=
 WORKERS  ?= 2
 SERVE    ?= policy
@@ -26,7 +27,7 @@ PYTEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadf
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm peer-vllm train serve test test-fast test-slow lint types check-imports bench bench-check bench-plot bench-faults bench-gpu wheels nano-base constraints clean
+.PHONY: help setup vllm peer-vllm train compare tune serve test test-fast test-slow lint types check-imports bench bench-check bench-plot bench-faults bench-gpu wheels nano-base constraints clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -67,6 +68,12 @@ peer-vllm: $(READY) $(VLLM_READY) ## Compare with vLLM: ids, log-probabilities, 
 
 train: $(READY) ## Train METHOD=ppo and what it needs, evaluate, print the table (RECIPE=nano SEED=0 ARGS="--set …" POLICY_URL= REWARD_URL=).
 	posttrain train $(METHOD) --recipe $(RECIPE) --seed $(SEED) $(ARGS)
+
+compare: $(READY) ## Train every method, evaluate all alike, one table with verdicts and plots (RECIPE=nano SEEDS=0,1,2 ARGS="--methods dpo,ppo …").
+	posttrain compare --recipe $(RECIPE) --seeds $(SEEDS) $(ARGS)
+
+tune: $(READY) ## Try METHOD's grid on the validation split; the choice goes into the recipe (RECIPE=nano ARGS="--trials 4").
+	posttrain tune $(METHOD) --recipe $(RECIPE) $(ARGS)
 
 serve: $(READY) ## Serve SERVE=policy or reward in the foreground (ARGS="CHECKPOINT --port …").
 	posttrain serve $(SERVE) $(ARGS)
