@@ -148,3 +148,23 @@ def test_a_wrong_request_is_one_line_and_status_2(sft_command, tmp_path, capsys,
     assert message in " ".join(error.split())
     assert "Traceback" not in error
     assert not (tmp_path / "out" / "provenance.json").exists()
+
+
+def test_on_a_gpu_the_cost_has_its_hours_and_its_peak(inputs, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(stage, "get_method", lambda name: replace(sft.METHOD, train=lambda settings, given: {}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 12345)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(stage, "environment", lambda threads: {})
+    monkeypatch.setattr(stage, "seed_everything", lambda seed: None)
+    cost = run_stage("sft", sft.Settings(), inputs, IDENTITY)["cost"]
+    assert cost["gpu_peak_memory_bytes"] == 12345
+    assert cost["gpu_hours"] == pytest.approx(cost["wall_seconds"] / 3600)
+
+
+def test_provenance_keeps_what_the_planner_records(inputs, monkeypatch):
+    monkeypatch.setattr(stage, "get_method", lambda name: replace(sft.METHOD, train=lambda settings, given: {}))
+    record = {"arm": {"name": "sft", "trials": 0}}
+    assert run_stage("sft", sft.Settings(), inputs, IDENTITY, record)["arm"] == record["arm"]

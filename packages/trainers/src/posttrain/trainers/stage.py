@@ -84,6 +84,7 @@ def run_stage(
 
             torch.set_num_threads(inputs.threads)
         seed_everything(inputs.seed)
+        _reset_gpu_peak()
         with CostMeter(services) as meter:
             summary = get_method(method).train(settings, inputs)
         assert meter.cost is not None
@@ -92,7 +93,7 @@ def run_stage(
             **(record or {}),
             "resumed": resumed,
             "summary": summary,
-            "cost": asdict(meter.cost),
+            "cost": {**asdict(meter.cost), **_gpu_cost(meter.cost.wall_seconds)},
             "environment": environment(inputs.threads),
         }
         if run.checkpoint.exists():
@@ -101,6 +102,22 @@ def run_stage(
         run.finish(provenance)
         shutil.rmtree(run.state, ignore_errors=True)
     return provenance
+
+
+def _reset_gpu_peak() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _gpu_cost(seconds: float) -> dict[str, float]:
+    """The hours of the one GPU that a stage trains on, and the most memory that torch had there; empty without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    return {"gpu_hours": seconds / 3600, "gpu_peak_memory_bytes": torch.cuda.max_memory_allocated()}
 
 
 def resolved_config(method: str, settings: Settings, inputs: StageInputs, identity: StageIdentity) -> dict[str, Any]:
