@@ -6,8 +6,10 @@ on_policy) and `reward`. A setting is, in rising order, the class's default, wha
 section says, what tuning chose for the variant, what the variant says.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -23,6 +25,9 @@ LEARNED = "rm"
 """The reward source that is the recipe's own reward model."""
 
 PairsKind = Literal["offline", "on_policy"]
+
+RESERVED = ("base", "all")
+"""What a variant cannot be called: the untrained model's row, and `--methods all`."""
 
 
 def _weights(value: object) -> object:
@@ -70,7 +75,7 @@ class Arm:
     reward: Mapping[str, float]
     """What it learns from, for a method that learns from a reward."""
     trials: int
-    """Settings tried for it; 0 where the ones in use are not what tuning chose."""
+    """Settings tried for it by itself; 0 where the ones in use are not what tuning chose for it."""
 
     @property
     def learns_from(self) -> str:
@@ -99,35 +104,41 @@ def reward_name(reward: Mapping[str, float]) -> str:
     return " + ".join(name if weight == 1 else f"{weight:g}·{name}" for name, weight in reward.items())
 
 
+@cache
+def _methods() -> tuple[str, ...]:
+    """Looked up once: it takes reading what every installed distribution declares, and a recipe has many arms."""
+    return tuple(method_names())
+
+
 def resolve_arm(recipe: "Recipe", name: str) -> Arm:
     """The arm called `name`; RequestError for an unknown name, method, setting or place."""
-    known = [*method_names(), *recipe.variants]
+    known = [*_methods(), *recipe.variants]
     if name not in known:
         raise RequestError(f"unknown method '{name}' {suggest(name, known)}")
-    variant: dict[str, Any] = dict(recipe.variants.get(name, {}))
-    if name in recipe.variants and name in method_names():
-        raise RequestError(f"variants.{name} has the name of a method; give it another")
-    method = variant.pop("method", None) if name in recipe.variants else name
-    if method is None:
-        raise RequestError(f"variants.{name} does not say its method; add `method: …`")
-    described = get_method(str(method))
-    block = recipe.blocks.get(method, {})
-    tuned = {arm: recipe.tuned[arm].values if arm in recipe.tuned else {} for arm in (method, name)}
-    merged = tuned[method] | block | ({} if name == method else tuned[name] | variant)
-    place: dict[str, Any] = {key: merged.pop(key) for key in ("from", "pairs", "reward") if key in merged}
     where = f"variants.{name}" if name in recipe.variants else name
+    variant: dict[str, Any] = dict(recipe.variants.get(name, {}))
+    method = _method_of_variant(name, variant.pop("method", None)) if name in recipe.variants else name
+    described = get_method(method)
+    tuned = {arm: _tuned_values(recipe, arm, described) for arm in (method, name)}
+    merged = tuned[method] | recipe.blocks.get(method, {}) | ({} if name == method else tuned[name] | variant)
+    place: dict[str, Any] = {key: merged.pop(key) for key in ("from", "pairs", "reward") if key in merged}
+    if described.scores:
+        for key, instead in (("rewards", f"{where}.reward"), ("gold_source", "the recipe's gold")):
+            if key in merged:
+                raise RequestError(f"{where}.{key} is not said here; set {instead}")
     settings = _validated(described.settings, merged, where)
     placed = _validated(_Place, place, where)
-    if placed.pairs and described.trains_on != "pairs":
-        raise RequestError(f"{where}.pairs: {method} does not train on pairs; remove it")
-    if placed.reward and not described.scores:
-        raise RequestError(f"{where}.reward: {method} learns from no reward; remove it")
+    _check_place(placed, described, method, where)
     reward = dict(placed.reward or recipe.reward)
     if described.scores:
         settings = settings.model_copy(update={"rewards": reward, "gold_source": recipe.gold})
+    if described.makes == "choice":
+        settings = _as_long_as_measured(recipe, settings, merged, where)
     settings = _within_budget(recipe, described, settings)
     chosen = recipe.tuned.get(name)
-    in_use = chosen is not None and all(getattr(settings, key) == value for key, value in chosen.values.items())
+    in_use = chosen is not None and all(
+        value in (merged[key], getattr(settings, key)) for key, value in chosen.values.items()
+    )
     return Arm(
         name,
         method,
@@ -140,6 +151,45 @@ def resolve_arm(recipe: "Recipe", name: str) -> Arm:
     )
 
 
+def _method_of_variant(name: str, method: Any) -> str:
+    """The method that a variant names; RequestError where it names none, or could not be told from something else."""
+    if name in _methods():
+        raise RequestError(f"variants.{name} has the name of a method; give it another")
+    if name in RESERVED:
+        raise RequestError(f"variants.{name}: '{name}' means something else already; give it another name")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise RequestError(f"variants.{name}: a variant's name holds letters, digits, - and _ only; give it another")
+    if method is None:
+        raise RequestError(f"variants.{name} does not say its method; add `method: …`")
+    if method not in _methods():
+        raise RequestError(f"variants.{name}.method: unknown method '{method}' {suggest(str(method), _methods())}")
+    if get_method(method).makes not in ("policy", "choice"):
+        raise RequestError(f"variants.{name}.method: {method} makes no policy; set it up in its own section, {method}")
+    return str(method)
+
+
+def _tuned_values(recipe: "Recipe", arm: str, described: Method) -> dict[str, Any]:
+    values = recipe.tuned[arm].values if arm in recipe.tuned else {}
+    for key in values:
+        if key not in described.settings.model_fields:
+            known = suggest(key, described.settings.model_fields)
+            raise RequestError(f"tuned.{arm}.values: unknown setting '{key}' {known}; remove it, or tune {arm} again")
+    return dict(values)
+
+
+def _check_place(placed: _Place, described: Method, method: str, where: str) -> None:
+    """RequestError for what the method would not heed."""
+    in_table = described.makes in ("policy", "choice")
+    if placed.start and not in_table:
+        raise RequestError(f"{where}.from: {method} always starts from the SFT policy; remove it")
+    if placed.pairs and described.trains_on != "pairs":
+        raise RequestError(f"{where}.pairs: {method} does not train on pairs; remove it")
+    if placed.pairs and not in_table:
+        raise RequestError(f"{where}.pairs: {method} always trains on the offline pairs; remove it")
+    if placed.reward and not described.scores:
+        raise RequestError(f"{where}.reward: {method} learns from no reward; remove it")
+
+
 def _validated(cls: Any, mapping: Mapping[str, Any], where: str) -> Any:
     """`validate`, with the arm's name before the key that it complains of."""
     try:
@@ -148,9 +198,28 @@ def _validated(cls: Any, mapping: Mapping[str, Any], where: str) -> Any:
         raise RequestError(str(error).replace(f"{where}: unknown key '", f"unknown key '{where}.", 1)) from None
 
 
+def _as_long_as_measured(recipe: "Recipe", settings: Settings, merged: Mapping[str, Any], where: str) -> Settings:
+    """A choice's samples end where the completions do that the other rows' policies are measured on."""
+    key, measured = "max_new_tokens", recipe.evaluation.policy_max_tokens
+    if key not in type(settings).model_fields:
+        return settings
+    if key in merged and getattr(settings, key) != measured:
+        raise RequestError(
+            f"{where}.{key} is {getattr(settings, key)}, and the other rows are measured on completions of at most "
+            f"{measured} tokens (evaluation.policy_max_tokens); leave it out, or set both alike"
+        )
+    return settings.model_copy(update={key: measured})
+
+
 def _within_budget(recipe: "Recipe", described: Method, settings: Settings) -> Settings:
-    """The bounds of the comparison apply to policies that are compared, not to what they are made from."""
+    """The bounds of the comparison apply to policies that are compared, not to what they are made from. An arm that
+    sets itself a lower bound keeps it."""
+    if described.makes != "policy" or described.trains_on == "demonstrations":
+        return settings
     bounds = {"max_tokens": recipe.budget.tokens, "max_seconds": recipe.budget.seconds}
-    known = {key: value for key, value in bounds.items() if value is not None and key in type(settings).model_fields}
-    is_compared = described.makes == "policy" and described.trains_on != "demonstrations"
-    return settings.model_copy(update=known) if known and is_compared else settings
+    update = {}
+    for key, bound in bounds.items():
+        if bound is not None and key in type(settings).model_fields:
+            own = getattr(settings, key)
+            update[key] = bound if own is None else min(own, bound)
+    return settings.model_copy(update=update) if update else settings

@@ -37,8 +37,9 @@ def plan_training(
     """The plan for one arm and seed, directories below `root`.
 
     `external_rewards` maps the sources of a running reward service to their digests: a reward model found there is
-    used as it is and not trained. `with_reward_model`: plan it also for an arm that does not learn from it, so that
-    its learned reward can be measured. RequestError for an unknown arm, source, model or data set.
+    used as it is and not trained. `with_reward_model`: where the recipe has anything to train it on, plan it also for
+    an arm that does not learn from it, so that its learned reward can be measured. RequestError for an unknown arm,
+    source, model or data set.
     """
     return _Planner(recipe, seed, root, external_rewards or {}).plan(name, with_reward_model)
 
@@ -57,7 +58,8 @@ class _Planner:
     def plan(self, name: str, with_reward_model: bool) -> Plan:
         arm = self.recipe.arm(name)
         self._policy(REFERENCE, ())  # every table has it: KL is measured from it
-        if with_reward_model and LEARNED not in self.external:
+        data = self.recipe.data
+        if with_reward_model and LEARNED not in self.external and (data.pairs or data.preference_prompts):
             self._reward_model()
         if arm.described.makes == "pairs":
             if self.recipe.data.pairs:
@@ -89,15 +91,23 @@ class _Planner:
             return self.base_identity, self.base.folder
         if name in chain:
             raise RequestError(f"'from' goes in a circle: {' → '.join((*chain, name))}; let one of them start at sft")
+        known = [BASE, *self.recipe.arm_names()]
+        if chain and name not in known:
+            raise RequestError(f"{self._said(chain[-1])}.from: unknown start '{name}' {suggest(name, known)}")
         arm = self.recipe.arm(name)
-        if arm.described.makes not in ("policy", "choice") or (chain and arm.described.makes == "choice"):
-            raise RequestError(f"'from: {name}' is no policy to start from; name base, sft or a method that trains one")
+        if chain and arm.described.makes != "policy":
+            what = f"{self._said(chain[-1])}.from: '{name}' is no policy to start from"
+            raise RequestError(f"{what}; name base, sft or a method that trains one")
         begin, checkpoint = self._policy(arm.start, (*chain, name))
         stage = self._stage_of(arm, begin, checkpoint)
         if all(row.identity != stage.identity for row in self.rows):
             weights = checkpoint if arm.described.makes == "choice" else stage.run.checkpoint
             self.rows.append(Row(arm.row_name, stage.identity, stage.run, weights, arm))
         return stage.identity, stage.run.checkpoint
+
+    def _said(self, name: str) -> str:
+        """Where the recipe says what an arm is."""
+        return f"variants.{name}" if name in self.recipe.variants else name
 
     def _stage_of(self, arm: Arm, begin: StageIdentity, checkpoint: Path) -> Stage:
         method, data = arm.described, self.recipe.data

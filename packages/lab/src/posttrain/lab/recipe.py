@@ -198,7 +198,8 @@ def parse_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
     sections = {key: value for key, value in mapping.items() if key in own}
     blocks = {key: value or {} for key, value in mapping.items() if key in methods}
     recipe = validate(Recipe, {**sections, "blocks": blocks}, where)
-    for name in {*recipe.blocks, *recipe.variants, *recipe.tuned, *(recipe.compare or ())}:
+    # Methods first: what is wrong in a section is told of the section, not of a variant that takes it over.
+    for name in dict.fromkeys([*recipe.blocks, *recipe.tuned, *recipe.variants, *(recipe.compare or ())]):
         try:
             recipe.arm(name)
         except RequestError as error:

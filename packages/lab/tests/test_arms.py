@@ -1,0 +1,243 @@
+"""Arms: what a method's section, tuning and a variant say of one, which of them wins, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from posttrain.core.errors import RequestError
+from posttrain.lab import graph
+from posttrain.lab.arms import Arm
+from posttrain.lab.models import resolve_model
+from posttrain.lab.plan import Plan
+from posttrain.lab.recipe import load_recipe, parse_recipe
+
+NANO_BASE = resolve_model("nano")
+
+
+@pytest.fixture(autouse=True)
+def _base_is_read_once(monkeypatch):
+    monkeypatch.setattr(graph, "resolve_model", lambda model, revision: NANO_BASE)
+
+
+def arm(name: str, *overrides: str) -> Arm:
+    return load_recipe("nano", overrides).arm(name)
+
+
+def plan(root: Path, name: str, *overrides: str) -> Plan:
+    return graph.plan_training(load_recipe("nano", overrides), name, 0, root)
+
+
+def tuned(name: str, values: str, trials: int = 4) -> str:
+    return f"tuned.{name}={{values: {values}, trials: {trials}, metric: gold reward, record: tuning/{name}.json}}"
+
+
+VARIANT = "variants.mine={method: dpo}"
+
+
+class TestPrecedence:
+    """A higher step of the ladder wins: class, tuned method, section, tuned variant, variant."""
+
+    LADDER = (
+        tuned("dpo", "{lr: 0.001, beta: 0.2}"),
+        "dpo.lr=0.002",
+        VARIANT,
+        tuned("mine", "{lr: 0.003}"),
+        "variants.mine.lr=0.004",
+    )
+
+    @pytest.mark.parametrize(("steps", "lr"), [(0, None), (1, 0.001), (2, 0.002), (3, 0.002), (4, 0.003), (5, 0.004)])
+    def test_the_last_step_that_says_it_wins(self, steps, lr):
+        name = "mine" if steps >= 3 else "dpo"
+        default = arm("dpo").described.settings().lr
+        assert arm(name, *self.LADDER[:steps]).settings.lr == (lr or default)
+
+    def test_setting_that_higher_steps_leave_out_comes_from_a_lower_one(self):
+        assert arm("mine", *self.LADDER).settings.beta == 0.2
+
+    def test_what_tuning_chose_for_a_variant_does_not_touch_its_method(self):
+        assert arm("dpo", *self.LADDER).settings.lr == 0.002
+
+
+class TestTrials:
+    def test_are_those_that_chose_the_settings_in_use(self):
+        assert arm("dpo", tuned("dpo", "{lr: 0.001}")).trials == 4
+
+    def test_are_none_where_a_setting_was_overridden(self):
+        assert arm("dpo", tuned("dpo", "{lr: 0.001, beta: 0.2}"), "dpo.lr=0.002").trials == 0
+
+    def test_stay_where_the_section_says_the_same_value(self):
+        assert arm("dpo", tuned("dpo", "{lr: 0.001}"), "dpo.lr=1e-3").trials == 4
+
+    def test_stay_where_yaml_and_the_settings_class_write_a_value_otherwise(self):
+        assert arm("dpo", tuned("dpo", "{lr: '1e-3'}")).trials == 4
+
+    def test_of_the_method_are_not_its_variants(self):
+        """The variant uses the method's values, but nobody tried any for it."""
+        given = arm("mine", tuned("dpo", "{lr: 0.001}"), VARIANT)
+        assert (given.settings.lr, given.trials) == (0.001, 0)
+
+    def test_are_none_without_tuning(self):
+        assert arm("dpo").trials == 0
+
+
+class TestPlace:
+    def test_section_says_where_it_starts_which_pairs_and_which_reward(self):
+        assert arm("ppo", "ppo.from=dpo").start == "dpo"
+        assert arm("dpo", "dpo.pairs=on_policy").pairs == "on_policy"
+        assert arm("ppo", "ppo.reward={rm: 1, verifier: 0.5}").settings.rewards == {"rm": 1.0, "verifier": 0.5}
+
+    def test_variant_says_it_over_its_methods_section(self):
+        given = arm("mine", "variants.mine={method: ppo, reward: verifier, from: sft}", "ppo.reward=rm", "ppo.from=dpo")
+        assert (given.reward, given.start) == ({"verifier": 1.0}, "sft")
+
+    def test_unsaid_they_are_the_methods_and_the_recipes(self):
+        assert (arm("orpo").start, arm("dpo").start, arm("dpo").pairs) == ("base", "sft", "offline")
+        assert arm("ppo", "reward=verifier").reward == {"verifier": 1.0}
+
+    def test_gold_of_the_recipe_is_what_every_arm_logs(self):
+        assert arm("ppo", "gold=gsm8k").settings.gold_source == "gsm8k"
+
+
+class TestBudget:
+    BOUND = ("budget.tokens=1000", "budget.seconds=60")
+
+    @pytest.mark.parametrize("name", ["dpo", "orpo", "ppo", "grpo-verifier"])
+    def test_bounds_every_policy_that_is_compared(self, name):
+        settings = arm(name, *self.BOUND).settings
+        assert (settings.max_tokens, settings.max_seconds) == (1000, 60)
+
+    @pytest.mark.parametrize("name", ["sft", "rm"])
+    def test_leaves_what_they_are_made_from(self, name):
+        settings = arm(name, *self.BOUND).settings
+        assert (settings.max_tokens, settings.max_seconds) == (None, None)
+
+    @pytest.mark.parametrize(("own", "bound"), [(500, 500), (2000, 1000)])
+    def test_arm_keeps_a_lower_bound_of_its_own(self, own, bound):
+        assert arm("dpo", *self.BOUND, f"dpo.max_tokens={own}").settings.max_tokens == bound
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("name", "overrides", "row", "learns_from"),
+        [
+            ("ppo", (), "ppo", "rm"),
+            ("ppo", ("ppo.reward=verifier",), "ppo (verifier)", "verifier"),
+            ("ppo", ("reward={rm: 1, verifier: 0.5}",), "ppo (rm + 0.5·verifier)", "rm + 0.5·verifier"),
+            ("ppo", ("ppo.from=dpo", "ppo.reward=verifier"), "ppo (verifier, from dpo)", "verifier"),
+            ("dpo", (), "dpo", "offline pairs"),
+            ("dpo", ("dpo.pairs=on_policy",), "dpo (on-policy pairs)", "on-policy pairs"),
+            ("orpo", ("orpo.from=sft",), "orpo (from sft)", "offline pairs"),
+            ("orpo-sft", (), "orpo-sft", "offline pairs"),
+            ("dpo-on-policy", (), "dpo-on-policy", "on-policy pairs"),
+            ("best_of_n", (), "best_of_n", "rm"),
+            ("sft", (), "sft", "demonstrations"),
+        ],
+    )
+    def test_row_says_what_differs_from_the_default_and_what_it_learns_from(self, name, overrides, row, learns_from):
+        given = arm(name, *overrides)
+        assert (given.row_name, given.learns_from) == (row, learns_from)
+
+
+class TestChoice:
+    def test_is_as_long_as_the_completions_that_other_rows_are_measured_on(self):
+        recipe = load_recipe("nano", ["evaluation.policy_max_tokens=40", "best_of_n={n: 4}"])
+        assert recipe.arm("best_of_n").settings.max_new_tokens == 40
+
+    def test_of_another_length_is_refused(self):
+        message = (
+            "best_of_n.max_new_tokens is 40, and the other rows are measured on completions of at most 96 tokens "
+            r"\(evaluation.policy_max_tokens\); leave it out, or set both alike"
+        )
+        with pytest.raises(RequestError, match=message):
+            arm("best_of_n", "best_of_n.max_new_tokens=40")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("variants.mine={method: dpoo}",), r"variants.mine.method: unknown method 'dpoo' \(did you mean 'dpo'\?\)"),
+        (("variants.mine={lr: 1}",), "variants.mine does not say its method; add `method: …`"),
+        (("variants.mine={method: dpo, bet: 1}",), r"unknown key 'variants.mine.bet' \(did you mean 'beta'\?\)"),
+        (("variants.mine={method: dpo, beta: x}",), "variants.mine: 'beta' .*valid number.*it is 'x'"),
+        (("variants.ppo={method: dpo}",), "variants.ppo has the name of a method; give it another"),
+        (("variants.base={method: dpo}",), "variants.base: 'base' means something else already; give it another name"),
+        (("variants.all={method: dpo}",), "variants.all: 'all' means something else already"),
+        (('variants={"a,b": {method: dpo}}',), "variants.a,b: .* letters, digits, - and _ only; give it another"),
+        (("variants.mine={method: rm}",), "variants.mine.method: rm makes no policy; set it up in its own section, rm"),
+        (("variants.mine={method: ppo, pairs: offline}",), "variants.mine.pairs: ppo does not train on pairs; remove"),
+        (("ppo.pairs=on_policy",), "ppo.pairs: ppo does not train on pairs; remove it"),
+        (("rm.pairs=on_policy",), "rm.pairs: rm always trains on the offline pairs; remove it"),
+        (("rm.from=base",), "rm.from: rm always starts from the SFT policy; remove it"),
+        (("preferences.from=base",), "preferences.from: preferences always starts from the SFT policy; remove it"),
+        (("dpo.pairs=mine",), "dpo: 'pairs' .*'offline' or 'on_policy' .*'mine'"),
+        (("dpo.reward=verifier",), "dpo.reward: dpo learns from no reward; remove it"),
+        (("ppo.rewards={verifier: 1}",), "ppo.rewards is not said here; set ppo.reward"),
+        (("variants.mine={method: ppo, gold_source: x}",), "variants.mine.gold_source is not said.*recipe's gold"),
+        ((tuned("dpo", "{bet: 1}"),), r"tuned.dpo.values: unknown setting 'bet' \(did you mean 'beta'\?\); remove"),
+        ((tuned("dpoo", "{}"),), r"unknown method 'dpoo' \(did you mean 'dpo'\?\)"),
+        (("compare=[dpo, pppo]",), r"unknown method 'pppo' \(did you mean 'ppo'\?\)"),
+    ],
+)
+def test_wrong_arm_is_refused_with_its_field_and_what_to_do_when_the_recipe_is_read(overrides, message):
+    with pytest.raises(RequestError, match=f"recipe nano: .*{message}"):
+        load_recipe("nano", overrides)
+
+
+def test_refusal_names_the_file_of_the_recipe(tmp_path):
+    with pytest.raises(RequestError, match=r"^here: variants\.x does not say its method"):
+        mapping = {"name": "x", "model": "nano", "variants": {"x": {}}}
+        data = {"sft": {"path": "nano"}, "prompts": {"path": "nano"}, "validation": {"path": "nano"}}
+        evaluation = {"tasks": ["nano_choice"], "table": {"nano_choice/acc": "choice"}}
+        parse_recipe({**mapping, "data": data, "evaluation": evaluation}, "here")
+
+
+class TestStart:
+    """Where an arm starts is another arm, whose stages come before its own."""
+
+    @pytest.mark.parametrize(
+        ("overrides", "name", "message"),
+        [
+            (("ppo.from=dpo", "dpo.from=ppo"), "ppo", "circle: ppo → dpo → ppo; let one of them start at sft"),
+            (("sft.from=dpo",), "dpo", "circle: sft → dpo → sft"),
+            (("ppo.from=ppo",), "ppo", "circle: ppo → ppo"),
+            (("ppo.from=rm",), "ppo", "ppo.from: 'rm' is no policy to start from; name base, sft or a method that tr"),
+            (("ppo.from=best_of_n",), "ppo", "ppo.from: 'best_of_n' is no policy to start from"),
+            (("ppo.from=preferences",), "ppo", "ppo.from: 'preferences' is no policy to start from"),
+            (("ppo.from=dpoo",), "ppo", r"ppo.from: unknown start 'dpoo' \(did you mean 'dpo'\?\)"),
+            (("variants.x={method: ppo, from: y}",), "x", r"variants.x.from: unknown start 'y'"),
+        ],
+    )
+    def test_that_leads_nowhere_is_refused(self, tmp_path, overrides, name, message):
+        with pytest.raises(RequestError, match=message):
+            plan(tmp_path, name, *overrides)
+
+    def test_chain_of_base_sft_dpo_ppo_is_a_recipe(self, tmp_path):
+        planned = plan(tmp_path, "ppo", "ppo.from=dpo")
+        stages = {stage.method: stage for stage in planned.stages}
+        assert list(stages) == ["sft", "preferences", "dpo", "rm", "ppo"]
+        assert [row.name for row in planned.rows] == ["base", "sft", "dpo", "ppo (from dpo)"]
+        parents = {m: [parent.stage for parent in stage.identity.parents] for m, stage in stages.items()}
+        assert parents["sft"] == ["base"]
+        assert parents["dpo"] == ["sft", "preferences"]
+        assert parents["ppo"] == ["dpo", "rm"]
+        assert stages["sft"].start == NANO_BASE.folder
+        assert stages["dpo"].start == stages["sft"].run.checkpoint
+        assert stages["ppo"].start == stages["dpo"].run.checkpoint
+
+    def test_what_a_policy_is_kept_close_to_in_training_is_its_start_and_in_the_table_sft(self, tmp_path):
+        planned = plan(tmp_path, "ppo", "ppo.from=dpo")
+        stages = {stage.method: stage for stage in planned.stages}
+        assert stages["ppo"].reference == stages["dpo"].run.checkpoint
+        assert planned.reference.checkpoint == stages["sft"].run.checkpoint
+
+    def test_another_start_is_another_experiment(self, tmp_path):
+        hashes = [plan(tmp_path, "ppo", *o).last.identity.config_hash for o in ((), ("ppo.from=dpo",))]
+        assert hashes[0] != hashes[1]
+
+    def test_setting_of_the_start_is_part_of_the_hash(self, tmp_path):
+        of = [plan(tmp_path, "ppo", "ppo.from=dpo", f"dpo.beta={beta}").last.identity for beta in (0.1, 0.2)]
+        assert of[0].config_hash != of[1].config_hash
+
+    def test_variant_can_start_from_a_variant(self, tmp_path):
+        planned = plan(tmp_path, "x", "variants.x={method: ppo, from: dpo-on-policy}")
+        assert [row.name for row in planned.rows] == ["base", "sft", "dpo-on-policy", "x"]
