@@ -1,7 +1,7 @@
 """From finished run directories to the rows of a table: reads per-item results, pools seeds, checks the conditions."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from posttrain.core.errors import RequestError, suggest
 from posttrain.core.files import read_jsonl
 from posttrain.core.statistics import Estimate
 from posttrain.lab.arms import LEARNED
-from posttrain.lab.conditions import check_conditions, recipe_conditions, recorded_conditions
+from posttrain.lab.conditions import Deviation, check_conditions, recipe_conditions, recorded_conditions
 from posttrain.lab.costs import row_cost
 from posttrain.lab.evaluations import evaluated_tasks, is_evaluated
 from posttrain.lab.plan import BASE, REFERENCE, Plan, Row
@@ -46,17 +46,19 @@ def collect_table(
     entries = [*entries_of(plans), *more]
     recipe, seeds = plans[0].recipe, sorted({plan.seed for plan in plans})
     expected = recipe_conditions(recipe, plans[0].base, seeds)
-    found = {entry.name: _recorded(entry, seeds) for entry in entries}
-    deviations = check_conditions(expected, found, allowed)
+    deviations = []
+    for entry in entries:
+        own = seeds if entry.name == BASE else entry.seeds
+        for row, _ in entry.runs:
+            deviations += check_conditions(expected, {entry.name: recorded_conditions(row, own)}, allowed)
     evaluation = recipe.evaluation
     rows = [_collect_row(entry) for entry in entries]
     columns = (*evaluation.columns().values(), *MEASURES.values())
     present = [column for column in columns if any(column in row.scores for row in rows)]
     tasks = [*evaluation.columns().values(), MEASURES["gold"]]
-    footnotes = [each.sentence() for each in deviations]
-    return build_table(
-        rows, present, tasks, evaluation.headline_column, footnotes, check=check, partial=bool(deviations)
-    )
+    footnotes = list(dict.fromkeys(each.sentence() for each in deviations))
+    partial = any(map(_changes_items, deviations))
+    return build_table(rows, present, tasks, evaluation.headline_column, footnotes, check=check, partial=partial)
 
 
 def entries_of(plans: Sequence[Plan]) -> list[Entry]:
@@ -72,11 +74,9 @@ def entries_of(plans: Sequence[Plan]) -> list[Entry]:
     return [Entry(name, tuple(runs[seed] for seed in sorted(runs))) for (name, _), runs in found.items()]
 
 
-def _recorded(entry: Entry, seeds: Sequence[int]) -> Mapping[str, Any]:
-    """The conditions of an entry; where its runs differ among themselves, those of the first that does."""
-    own = seeds if entry.name == BASE else entry.seeds
-    of_runs = [recorded_conditions(row, own) for row, _ in entry.runs]
-    return next((conditions for conditions in of_runs if conditions != of_runs[0]), of_runs[0])
+def _changes_items(deviation: Deviation) -> bool:
+    """Whether a row that deviates so may have been measured on other items than the rest."""
+    return deviation.field.startswith(("evaluation.", "data.validation")) or deviation.field == "seeds"
 
 
 def _collect_row(entry: Entry) -> TableRow:
@@ -87,7 +87,9 @@ def _collect_row(entry: Entry) -> TableRow:
             scores[title] = _pool([(plan.seed, _task_values(row, plan, task, metric)) for row, plan in entry.runs])
     for measure, title in MEASURES.items():
         parts = [(plan.seed, _read(policy_items(row, plan), measure)) for row, plan in entry.runs]
-        if all(values for _, values in parts):
+        # What is known of a choice's KL is from what it chooses among.
+        known = measure != "kl" or not entry.first.choice or _start(entry) == REFERENCE
+        if known and all(values for _, values in parts):
             scores[title] = _pool(parts)
     chains = [_chain(row, plan) for row, plan in entry.runs]
     recorded = entry.first.run.provenance().get("arm", {})
@@ -102,8 +104,16 @@ def _collect_row(entry: Entry) -> TableRow:
         reward_accuracy=accuracy,
         implicit=implicit,
         cost=row_cost(chains, recipe.price),
-        start=arm.start if arm else None,
+        start=_start(entry),
     )
+
+
+def _start(entry: Entry) -> str | None:
+    """The name of the row that an entry was trained from; None where that is not known or nothing."""
+    arm = entry.first.arm
+    if arm is None or arm.start == BASE:
+        return BASE if arm else None
+    return entry.runs[0][1].recipe.arm(arm.start).row_name
 
 
 def _chain(row: Row, plan: Plan) -> list[dict[str, Any]]:
@@ -116,9 +126,12 @@ def _reward_accuracy(entry: Entry) -> tuple[Estimate | None, bool]:
     """Held-out accuracy of what a row took for its reward, over its seeds; True if that was its implicit reward."""
     own = [row.run.provenance().get("summary", {}).get("held_out") for row, _ in entry.runs]
     if all(isinstance(held_out, dict) and "accuracy" in held_out for held_out in own):
-        return _mean([(each["accuracy"], each["accuracy_standard_error"], each["n"]) for each in own]), True
+        parts = [(each["accuracy"], each["accuracy_standard_error"], each["n"]) for each in own]
+        # Pairs of a single prompt have no standard error, and a number without one is not shown.
+        return (None, False) if any(part[1] is None for part in parts) else (_mean(parts), True)
+    arm = entry.first.arm
     models = [record for row, plan in entry.runs for record in _chain(row, plan)[:-1] if record["stage"] == LEARNED]
-    if not models:
+    if not models or (arm is not None and not (arm.described.scores and LEARNED in arm.reward)):
         return None, False
     accuracies = [record["summary"]["accuracy"]["all"] for record in models]
     return _mean([(each["accuracy"], each["standard_error"], each["n"]) for each in accuracies]), False

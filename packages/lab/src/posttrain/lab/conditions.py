@@ -85,9 +85,18 @@ def stage_conditions(plan: Plan, stage: Stage) -> Conditions:
 
 
 def recorded_conditions(row: Row, seeds: Sequence[int]) -> Conditions:
-    """What was in force when a finished row was made: from provenance, evaluation record and the checkpoint itself."""
-    recorded = dict(row.run.provenance().get("conditions", {}))
-    marker = row.run.eval / SETTINGS_FILE
+    """What was in force when a finished row was made: from provenance, evaluation record and the checkpoint itself.
+
+    RequestError for a row that joins from other runs and does not say it.
+    """
+    provenance, marker = row.run.provenance(), row.run.eval / SETTINGS_FILE
+    if row.before and "conditions" not in provenance:
+        raise RequestError(
+            f"{row.name} ({row.run.path}) does not say of which base and data it was made; train it again"
+        )
+    if row.before and not marker.exists():
+        raise RequestError(f"{row.name} ({row.run.path}) is not evaluated; run the command that trained it to its end")
+    recorded = dict(provenance.get("conditions", {}))
     if marker.exists():
         used = read_json(marker)["settings"]
         recorded |= {f"evaluation.{name}": used[name] for name in ("tasks", "few_shot", "limit", "max_gen_toks")}
@@ -146,7 +155,7 @@ def check_names(allowed: Collection[str]) -> None:
     groups = {field.partition(".")[0] for field in FIELDS}
     for name in allowed:
         if name not in FIELDS and name not in groups:
-            raise RequestError(f"--allow {name}: there is no such condition {suggest(name, FIELDS)}")
+            raise RequestError(f"--allow {name}: there is no such condition {suggest(name, [*FIELDS, *groups])}")
 
 
 def _plain(value: Any) -> Any:

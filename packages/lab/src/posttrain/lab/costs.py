@@ -31,7 +31,9 @@ class RowCost:
     price: float | None
     """Of the wall time of its own stage and all that it needed, where the recipe has a price for an hour."""
     resumed: bool
-    """Whether a run was killed and resumed: its seconds then count from the last start and are a lower bound."""
+    """Whether a run was killed and resumed: what it cost then counts from the last start and is a lower bound."""
+    any_resumed: bool = False
+    """Whether that happened to it or to a stage before it."""
 
 
 def row_cost(chains: Sequence[Sequence[dict[str, Any]]], price: Price | None) -> RowCost | None:
@@ -56,6 +58,7 @@ def row_cost(chains: Sequence[Sequence[dict[str, Any]]], price: Price | None) ->
         on_gpu=any("gpu_hours" in record["cost"] for record in own),
         price=_mean(wall) / 3600 * price.per_hour if price else None,
         resumed=any(record.get("resumed", False) for record in own),
+        any_resumed=any(record.get("resumed", False) for chain in chains for record in chain),
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
+from math import isnan
 
 from posttrain.core.statistics import (
     Bootstrap,
@@ -77,7 +78,7 @@ class TableRow:
     """Whether that is the implicit reward's."""
     cost: RowCost | None = None
     start: str | None = None
-    """The row it was trained from, where that is neither the base nor SFT."""
+    """The row it was trained from; None for the base, and for a row that joins from other runs."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Standing:
 
     name: str
     behind: Comparison | None
-    """This row − the best; None for the best."""
+    """This row − the best; None for the best, and where the two have no items in common."""
     corrected: float | None
     """Holm-corrected p over all pairs of rows: the best was chosen after looking."""
 
@@ -186,7 +187,8 @@ def _refuse_other_items(rows: Sequence[TableRow], columns: Sequence[str]) -> Non
     for column in columns:
         scores = [row.scores[column] for row in rows if column in row.scores]
         if any(each.by_key.keys() != scores[0].by_key.keys() for each in scores):
-            raise ValueError(f"column '{column}': two rows were not measured on the same items")
+            names = ", ".join(row.name for row in rows if column in row.scores)
+            raise ValueError(f"column '{column}': not all of {names} were measured on the same items")
 
 
 def paired_values(after: Scores, before: Scores) -> tuple[list[float], list[float], list[str]]:
@@ -221,10 +223,11 @@ def _difference(after: TableRow, before: TableRow, columns: Sequence[str], headl
     values, others, items = paired_values(after.scores[headline], before.scores[headline])
     by_seed, tests = {}, {}
     for seed in sorted(set(after.scores[headline].seeds)):
-        one, other, _ = paired_values(after.scores[headline].of_seed(seed), before.scores[headline])
+        one, other, cluster = paired_values(after.scores[headline].of_seed(seed), before.scores[headline])
         if one:
             by_seed[seed] = sum(a - b for a, b in zip(one, other, strict=True)) / len(one)
-            if check and {*one, *other} <= {0.0, 1.0}:
+            # McNemar's test is for independent items: not for the instructions of one prompt.
+            if check and {*one, *other} <= {0.0, 1.0} and len(set(cluster)) == len(cluster):
                 tests[seed] = mcnemar(one, other)
     bootstrap = paired_bootstrap(values, others, items) if check else None
     return replace(difference, by_seed=by_seed, bootstrap=bootstrap, mcnemar=tests or None)
@@ -244,22 +247,29 @@ def _verdict(difference: Difference, headline: str) -> Verdict:
 def _standings(rows: Sequence[TableRow], headline: str) -> tuple[Standing, ...]:
     ranked = sorted(
         (row for row in rows if headline in row.scores and row.name != BASE),
-        key=lambda row: -row.scores[headline].estimate.value,
+        key=lambda row: _rank(row.scores[headline].estimate.value),
     )
     compared = {}
     for best, other in combinations(ranked, 2):
         values, others, items = paired_values(other.scores[headline], best.scores[headline])
-        compared[other.name, best.name] = paired_difference(values, others, items)
-    corrected = holm({"/".join(pair): comparison.p_value for pair, comparison in compared.items()})
+        if len(set(items)) > 1:
+            compared[other.name, best.name] = paired_difference(values, others, items)
+    corrected = holm({"\n".join(pair): comparison.p_value for pair, comparison in compared.items()})
     standings = []
     for row in ranked:
         pair = (row.name, ranked[0].name)
-        standings.append(Standing(row.name, compared.get(pair), corrected.get("/".join(pair))))
+        standings.append(Standing(row.name, compared.get(pair), corrected.get("\n".join(pair))))
     return tuple(standings)
+
+
+def _rank(value: float) -> tuple[bool, float]:
+    """Best first; what is no number comes last."""
+    return isnan(value), -value
 
 
 def _between(by_name: Mapping[str, TableRow], standings: Sequence[Standing], headline: str) -> Sensitivity | None:
     if len(standings) < 2:
         return None
     best, second = (by_name[standing.name].scores[headline] for standing in standings[:2])
-    return sensitivity(*paired_values(best, second))
+    paired = paired_values(best, second)
+    return sensitivity(*paired) if len(set(paired[2])) > 1 else None
