@@ -17,7 +17,10 @@ Cells = list[list[str]]
 def quality(table: Table, beside: str) -> Cells:
     """Every row's scores. `beside` joins a value and its standard error."""
     head = ["Method", "config_hash", "learns from", *table.columns, "reward accuracy", "judge", "trials"]
-    return [head, *([*_who(row, beside), *_values(table, row, beside), *_beside_scores(row, beside)] for row in table.rows)]
+    return [
+        head,
+        *([*_who(row, beside), *_values(table, row, beside), *_beside_scores(row, beside)] for row in table.rows),
+    ]
 
 
 def costs(table: Table) -> Cells:

@@ -1,6 +1,14 @@
 """The table for a terminal (rich) and for a page (Markdown)."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Literal
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from posttrain.lab.cells import Cells, costs, differences, quality, standings, verdicts
 from posttrain.lab.table import Table
@@ -11,16 +19,35 @@ ABOUT_RANKS = "p is corrected over all pairs of rows, for the best was chosen af
 ABOUT_COST = "Of each row's own stage, means over seeds."
 
 
-def rich_tables(table: Table) -> list[RichTable]:
+UNBROKEN = 14
+"""A line of a cell up to so long (`± 0.040 *`, a name) stays whole; a longer one is wrapped between words."""
+
+WORDS = ("Method", "config_hash", "learns from", "by phase", "by seed")
+"""Columns of words, which start at the left; numbers end at the right."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A table for rich. On a console that is too narrow for it, several: its columns in turn, the first in each."""
+
+    title: str
+    rows: Cells
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable]:
+        for number, widths in enumerate(_parts(self.rows, options.max_width)):
+            yield _rich(self.title if number == 0 else f"{self.title}, continued", self.rows, widths)
+
+
+def rich_tables(table: Table) -> list[Drawn]:
     """The rows, their cost, the differences, and with several methods their order."""
-    titled = [
-        ("Methods (value ± standard error)", quality(table, "\n± ")),
-        ("Cost of each row's own stage, means over seeds", costs(table)),
-        (DIFFERENCES, differences(table, "\n± ")),
+    drawn = [
+        Drawn("Methods (value ± standard error)", quality(table, "\n± ")),
+        Drawn("Cost of each row's own stage, means over seeds", costs(table)),
+        Drawn(DIFFERENCES, differences(table, "\n± ")),
     ]
     if len(table.standings) > 2:
-        titled.append((f"By {table.headline}; p corrected over all pairs", standings(table)))
-    return [_rich(title, cells) for title, cells in titled]
+        drawn.append(Drawn(f"By {table.headline}; p corrected over all pairs", standings(table)))
+    return drawn
 
 
 def markdown(table: Table) -> str:
@@ -44,16 +71,55 @@ def _list(title: str, sentences: tuple[str, ...] | list[str]) -> str:
     return f"## {title}\n\n{lines}\n" if sentences else ""
 
 
-def _rich(title: str, rows: Cells) -> RichTable:
-    drawn = RichTable(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for number, name in enumerate(rows[0]):
-        drawn.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
-    for row in rows[1:]:
-        drawn.add_row(*row)
+def _rich(title: str, rows: Cells, widths: dict[int, int]) -> RichTable:
+    # As text: in a string rich would take `[ab12cd]` of a row's name for a style.
+    drawn = RichTable(title=Text(title), title_justify="left", title_style="bold", header_style="bold")
+    for column, width in widths.items():
+        head = rows[0][column]
+        justify: Literal["left", "right"] = "left" if column == 0 or head in WORDS else "right"
+        drawn.add_column(Text(head), justify=justify, overflow="fold", width=width)
+    for row, following in zip_longest(rows[1:], rows[2:]):
+        after, minus, _ = row[0].partition(" − ")
+        ends = bool(minus and following and following[0].partition(" − ")[0] != after)
+        drawn.add_row(*(Text(row[column]) for column in widths), end_section=ends)
     return drawn
+
+
+def _parts(rows: Cells, width: int) -> list[dict[int, int]]:
+    """Column to its width in characters, for each of the tables that it takes."""
+    least = [max(_least(row[column]) for row in rows) for column in range(len(rows[0]))]
+    whole = [max(cell_len(line) for row in rows for line in row[column].split("\n")) for column in range(len(rows[0]))]
+    parts: list[list[int]] = [[0]]
+    for column in range(1, len(least)):
+        if len(parts[-1]) > 1 and _drawn_width([least[each] for each in (*parts[-1], column)]) > width:
+            parts.append([0])
+        parts[-1].append(column)
+    return [_widened({column: least[column] for column in part}, whole, width) for part in parts]
+
+
+def _widened(widths: dict[int, int], whole: list[int], width: int) -> dict[int, int]:
+    """The widths with the space that is left given to the columns that need most more."""
+    for _ in range(width - _drawn_width(list(widths.values()))):
+        column = max(widths, key=lambda each: whole[each] - widths[each])
+        if widths[column] >= whole[column]:
+            break
+        widths[column] += 1
+    return widths
+
+
+def _drawn_width(widths: list[int]) -> int:
+    """With a border between columns and at the ends, and a space on both sides of each cell."""
+    return sum(widths) + 3 * len(widths) + 1
+
+
+def _least(cell: str) -> int:
+    lines = cell.split("\n")
+    return max(
+        cell_len(line) if cell_len(line) <= UNBROKEN else max(cell_len(word) for word in line.split()) for line in lines
+    )
 
 
 def _markdown(rows: Cells) -> str:
     escaped = [[cell.replace("*", "\\*").replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    rule = ["---"] + ["---:"] * (len(rows[0]) - 1)
+    rule = ["---" if number == 0 or head in WORDS else "---:" for number, head in enumerate(rows[0])]
     return "".join(f"| {' | '.join(row)} |\n" for row in [escaped[0], rule, *escaped[1:]])
