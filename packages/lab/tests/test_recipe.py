@@ -45,6 +45,44 @@ def test_recipe_in_a_file(tmp_path):
     assert load_recipe(str(path)).evaluation.columns() == {("nano_choice", "acc"): "choice"}
 
 
+def test_key_that_a_section_has_wrong_is_told_of_the_section_and_not_of_a_variant_that_takes_it_over():
+    """nano has variants of grpo; which of the two is told must not depend on chance."""
+    with pytest.raises(RequestError, match=r"recipe nano: unknown key 'grpo.stepz'"):
+        load_recipe("nano", ["grpo.stepz=3"])
+
+
+def test_every_method_that_makes_a_row_is_compared_where_the_recipe_names_none():
+    recipe = load_recipe("nano", ["compare=null"])
+    assert set(recipe.compared()) == {"dpo", "simpo", "orpo", "kto", "ppo", "grpo", "rloo", "best_of_n"}
+
+
+def test_headline_is_the_last_column_where_none_is_named():
+    table = "evaluation.table={nano_choice/acc: choice, nano_mc2/acc: mc2}"
+    assert load_recipe("nano", [table, "evaluation.headline=null"]).evaluation.headline_column == "mc2"
+    assert load_recipe("nano", [table, "evaluation.headline=nano_choice/acc"]).evaluation.headline_column == "choice"
+
+
+def test_headline_that_the_table_does_not_show_is_refused():
+    with pytest.raises(RequestError, match="headline 'nano_mc2/f1' must be an entry of table: nano_choice/acc"):
+        load_recipe("nano", ["evaluation.headline=nano_mc2/f1"])
+
+
+def test_reward_of_no_source_is_refused():
+    with pytest.raises(RequestError, match="'reward' .*at least 1"):
+        load_recipe("nano", ["reward={}"])
+
+
+@pytest.mark.parametrize("override", ["budget.tokens=0", "budget.seconds=0", "evaluation.limit=1"])
+def test_bound_that_leaves_nothing_is_refused(override):
+    with pytest.raises(RequestError, match=f"'{override.partition('=')[0]}' .*greater than"):
+        load_recipe("nano", [override])
+
+
+def test_section_that_is_no_section_is_refused():
+    with pytest.raises(RequestError, match="'ppo' must be a section of settings, not 3"):
+        load_recipe("nano", ["ppo=3"])
+
+
 def test_table_entry_of_another_task_is_refused():
     with pytest.raises(RequestError, match="'nano_chess/acc' must be task/metric"):
         load_recipe("nano", ["evaluation.table={nano_chess/acc: chess}"])
