@@ -9,9 +9,6 @@ from posttrain.lab.evaluations import SETTINGS_FILE
 from posttrain.lab.recipe import Recipe
 from posttrain.lab.tasks import EVALUATION
 
-STARTING_SECONDS = 12.0
-"""A worker's imports and its services."""
-
 
 def seconds_by_work(runs: Path, recipe: Recipe) -> dict[str, float]:
     """The median of this recipe's finished runs of each method, and of its evaluations; the recipe's where none is."""
@@ -23,5 +20,4 @@ def seconds_by_work(runs: Path, recipe: Recipe) -> dict[str, float]:
     for path in (runs / recipe.name).glob(f"*/*/eval/{SETTINGS_FILE}"):
         if seconds := read_json(path).get("seconds"):
             found[EVALUATION].append(seconds)
-    here = {work: median(seconds) for work, seconds in found.items()}
-    return {work: seconds + STARTING_SECONDS for work, seconds in {**recipe.seconds, **here}.items()}
+    return {**recipe.seconds, **{work: median(seconds) for work, seconds in found.items()}}

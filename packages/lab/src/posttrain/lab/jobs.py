@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -10,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+from posttrain.core.errors import PosttrainError, RequestError, WorkError
+from posttrain.core.files import disk_errors
 from posttrain.core.process import PARENT_VARIABLE
 from posttrain.lab.pipeline import run_services
 from posttrain.lab.plan import Plan
@@ -26,8 +29,13 @@ def jobs_and_threads(recipe: Recipe, jobs: int | None) -> tuple[int, int]:
 
     A model that fits a laptop gains more from another task on the second core than from a second thread: one thread a
     task, one task a core. With a GPU, whose work does not divide so, and where POLICY_URL names the one service that
-    all would push to, one task at a time with all cores.
+    all would push to, one task at a time with all cores. RequestError for more than one with POLICY_URL.
     """
+    if jobs and jobs > 1 and service_url("policy"):
+        raise RequestError(
+            f"--jobs {jobs}: tasks side by side would push their weights over each other's to the service in "
+            "POLICY_URL; leave --jobs out, or unset POLICY_URL, and every task has a service of its own"
+        )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if jobs is None:
         jobs = 1 if _has_gpu() or service_url("policy") else max(1, cores // (recipe.threads or 1))
@@ -47,7 +55,10 @@ def run_jobs(
     """Does what is not done; see posttrain.lab.schedule.
 
     `overrides` gives what was put into the recipe for a plan. `on_tasks`: evaluate rows on the recipe's tasks as well.
+    RequestError, before anything is done, for a policy service that cannot be trained with.
     """
+    open_tasks = [task for task in tasks if not task.finished]
+    _refuse_unwritable(root)
 
     def job(task: Task) -> Job:
         return Job(
@@ -62,10 +73,21 @@ def run_jobs(
             trackers=tuple(trackers),
         )
 
-    number = min(jobs, sum(not task.finished for task in tasks))
+    if any(stage.samples and not stage.run.finished for task in open_tasks for stage in task.plan.stages):
+        with run_services(open_tasks[0].plan, root) as services:
+            services.refuse_unfit_policy()
     with ExitStack() as stack:
-        slots = [stack.enter_context(WorkerSlot(place, job)) for place in range(number)]
+        slots = [stack.enter_context(WorkerSlot(place, job)) for place in range(min(jobs, len(open_tasks)))]
         run_tasks(tasks, slots, estimate)
+
+
+def _refuse_unwritable(root: Path) -> None:
+    if root.exists() and not root.is_dir():
+        raise RequestError(f"--runs {root} is a file; name a folder")
+    with disk_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+    if not os.access(root, os.W_OK):
+        raise WorkError(f"cannot write to {root}; name another folder with --runs")
 
 
 class WorkerSlot:
@@ -80,6 +102,7 @@ class WorkerSlot:
         self._place, self._job = place, job
         self._services: RunServices | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._starting, self._stopped = threading.Lock(), False
         self._stack = ExitStack()
 
     def __enter__(self) -> "WorkerSlot":
@@ -92,27 +115,42 @@ class WorkerSlot:
 
     def do(self, task: Task) -> str | None:
         """Has a worker do the task; why it failed, with the place of its log."""
+        try:
+            problem = self._work(task)
+        except PosttrainError as error:
+            problem = str(error)
+        if problem and not self._stopped:
+            # It may have been the services; the next task must not fail for them as well.
+            self._stack.close()
+            self._services = None
+        return problem
+
+    def _work(self, task: Task) -> str | None:
         job = self._job(task)
         if task.served:
             policy, reward = self._services_of(task.plan).addresses(task.plan.reference.checkpoint, _model(task.plan))
             job = replace(job, policy_url=policy, reward_url=reward, services=self._services_of(task.plan).pids)
         name = "".join(c if c.isalnum() else "-" for c in task.label)
         log = task.run.path / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(log):
+            log.parent.mkdir(parents=True, exist_ok=True)
         # Threads that spin while they wait take the core from the task beside them.
         environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, PARENT_VARIABLE: str(os.getpid())}
         if threads := task.plan.recipe.threads:
             environment["OMP_NUM_THREADS"] = str(threads)
-        with open(log, "wb") as file:
-            self._process = subprocess.Popen(job.command(), stdout=file, stderr=subprocess.STDOUT, env=environment)
+        with disk_errors(log), open(log, "wb") as file, self._starting:
+            if self._stopped:
+                return "stopped"
+            self._process = subprocess.Popen(
+                job.command(), stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment
+            )
         status = self._process.wait()
-        if status == 0:
-            return None
-        died = f"ended by {signal.Signals(-status).name}" if status < 0 else _last_line(log)
-        return f"{died} (log: {log})"
+        return None if status == 0 else f"{_reason(status, log)} (log: {log})"
 
     def stop(self) -> None:
-        """Ends the worker that runs."""
+        """Ends the worker that runs; none is started any more."""
+        with self._starting:
+            self._stopped = True
         if self._process is None or self._process.poll() is not None:
             return
         self._process.terminate()
@@ -134,9 +172,15 @@ def _model(plan: Plan) -> Path | None:
     return plan.reward_model if plan.reward_model and plan.reward_model.exists() else None
 
 
-def _last_line(log: Path) -> str:
+def _reason(status: int, log: Path) -> str:
+    """Why a worker ended with that exit status: the signal, or what it said last."""
+    if status == -signal.SIGKILL:
+        return "ended by SIGKILL, as the system does when memory runs out"
+    if status < 0:
+        return f"ended by {signal.Signals(-status).name}"
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("error: ") if lines else "it ended without a word"
+    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (told or lines or ["it ended without a word"])[-1]
 
 
 def _has_gpu() -> bool:

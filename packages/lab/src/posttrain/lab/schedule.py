@@ -9,10 +9,16 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Protocol
 
-from posttrain.core.errors import WorkError
+from posttrain.core.errors import PosttrainError, WorkError
 from posttrain.lab.tasks import Task
+
+STARTING_SECONDS = 12.0
+"""A task's process and its services."""
+STOPPING_SECONDS = 30.0
+"""How long a slot that was told to stop may take to put down what it had in its hands."""
 
 
 class Slot(Protocol):
@@ -30,7 +36,7 @@ def run_tasks(tasks: Sequence[Task], slots: Sequence[Slot], estimate: Mapping[st
 
     A slot that has a choice goes on with the seed that it had: its services hold that seed's reward model. `estimate`
     is seconds by kind of work, for the time that is left. WorkError names every task that failed. An interruption
-    stops the slots.
+    stops the slots, and returns when they have.
     """
     board = _Board(tasks, len(slots), estimate)
     threads = [threading.Thread(target=board.serve, args=(slot,), daemon=True) for slot in slots]
@@ -45,11 +51,16 @@ def run_tasks(tasks: Sequence[Task], slots: Sequence[Slot], estimate: Mapping[st
         board.close()
         for slot in slots:
             slot.stop()
+        deadline = time.monotonic() + STOPPING_SECONDS
+        for thread in threads:
+            if thread.is_alive():
+                thread.join(max(deadline - time.monotonic(), 0))
     if board.failed:
-        reasons = "\n  ".join(board.failed.values())
+        reasons = "\n  ".join([*board.failed.values(), *board.lost.values()])
+        without = f" and {len(board.lost)} more could not be done" if board.lost else ""
         raise WorkError(
-            f"{len(board.failed)} of {board.total} tasks failed; what is done is kept, start the same command again "
-            f"for the rest:\n  {reasons}"
+            f"{len(board.failed)} of {board.total} tasks failed{without}; what is done is kept, start the same command "
+            f"again for the rest:\n  {reasons}"
         )
     if board.total:
         _say(f"{board.total} tasks in {clock(time.monotonic() - started)}")
@@ -62,6 +73,8 @@ class _Board:
         self.waiting = [task for task in tasks if not task.finished]
         self.total = len(self.waiting)
         self.failed: dict[str, str] = {}
+        self.lost: dict[str, str] = {}
+        """Not done because of one that failed."""
         self._done = {task.key for task in tasks if task.finished}
         self._running: dict[str, tuple[Task, float]] = {}
         self._slots, self._estimate = slots, estimate
@@ -75,8 +88,10 @@ class _Board:
             seed = task.seed
             try:
                 problem = slot.do(task)
+            except PosttrainError as error:
+                problem = str(error)
             except BaseException as error:  # noqa: BLE001  # whatever happened, the others must not wait for this task
-                problem = repr(error)
+                problem = f"{type(error).__name__}: {error}"
             self._finish(task, problem)
 
     def close(self) -> None:
@@ -95,7 +110,10 @@ class _Board:
                     self._running[task.key] = (task, time.monotonic())
                     _say(f"{task.label}: started")
                     return task
-                assert self._running, f"{self.waiting[0].label} waits for what nobody does"
+                if not self._running:
+                    self.failed |= {task.key: f"{task.label}: waits for what nobody does" for task in self.waiting}
+                    self.waiting.clear()
+                    break
                 self._changed.wait()
             return None
 
@@ -104,34 +122,37 @@ class _Board:
             _, started = self._running.pop(task.key)
             if problem is None:
                 self._done.add(task.key)
-                finished = self.total - len(self.waiting) - len(self._running) - len(self.failed)
+                finished = self.total - sum(map(len, (self.waiting, self._running, self.failed, self.lost)))
                 seconds = clock(time.monotonic() - started)
                 _say(f"[{finished}/{self.total}] {task.label}: done in {seconds}{self._left()}")
             elif not self._closed:
                 self.failed[task.key] = f"{task.label}: {problem}"
                 _say(f"failed: {self.failed[task.key]}")
-                while lost := [each for each in self.waiting if each.needs & self.failed.keys()]:
+                while lost := [task for task in self.waiting if task.needs & (self.failed.keys() | self.lost.keys())]:
                     for each in lost:
                         self.waiting.remove(each)
-                        self.failed[each.key] = f"{each.label}: not done, for what it needs failed"
+                        self.lost[each.key] = f"{each.label}: not done, for what it needs failed"
             self._changed.notify_all()
 
     def _left(self) -> str:
         now = time.monotonic()
-        passed = sum(min(now - at, seconds_of(task, self._estimate) or 0.0) for task, at in self._running.values())
+        passed = {key: now - at for key, (_, at) in self._running.items()}
         open_tasks = [*self.waiting, *(task for task, _ in self._running.values())]
-        seconds = seconds_left(open_tasks, self._estimate, self._slots)
-        return f", about {clock(max(seconds - passed / self._slots, 0))} left" if seconds else ""
+        seconds = seconds_left(open_tasks, self._estimate, self._slots, passed)
+        return f", about {clock(seconds)} left" if seconds else ""
 
 
-def seconds_left(tasks: Collection[Task], estimate: Mapping[str, float], slots: int) -> float | None:
+def seconds_left(
+    tasks: Collection[Task], estimate: Mapping[str, float], slots: int, passed: Mapping[str, float] | None = None
+) -> float | None:
     """About how long the unfinished tasks take on so many slots; None where nothing is known of one of them.
 
-    Not less than the longest chain of tasks that wait for each other.
+    Not less than the longest chain of tasks that wait for each other. `passed` is how long those have run that run.
     """
     open_tasks = {task.key: task for task in tasks if not task.finished}
     each = {key: seconds_of(task, estimate) for key, task in open_tasks.items()}
-    known = {key: seconds for key, seconds in each.items() if seconds is not None}
+    gone = passed or {}
+    known = {key: max(seconds - gone.get(key, 0.0), 0.0) for key, seconds in each.items() if seconds is not None}
     if len(known) < len(each):
         return None
     chain: dict[str, float] = {}
@@ -146,9 +167,9 @@ def seconds_left(tasks: Collection[Task], estimate: Mapping[str, float], slots: 
 
 
 def seconds_of(task: Task, estimate: Mapping[str, float]) -> float | None:
-    """About how long a task takes; None where that is not known."""
+    """About how long a task takes with the start of its process; None where that is not known."""
     parts = [estimate.get(part) for part in task.work]
-    return None if None in parts else sum(part for part in parts if part is not None)
+    return None if None in parts else sum((part for part in parts if part is not None), STARTING_SECONDS)
 
 
 def clock(seconds: float) -> str:
@@ -159,4 +180,5 @@ def clock(seconds: float) -> str:
 
 
 def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):  # nobody reads any more: no reason to lose the work
+        print(message, file=sys.stderr, flush=True)

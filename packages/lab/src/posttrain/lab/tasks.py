@@ -95,6 +95,8 @@ def _add_row(tasks: dict[str, Task], plan: Plan, row: Row, measured_with: frozen
     needs = {parent.fingerprint for parent in row.identity.parents} & set(tasks) | measured_with
     if apart and stage:
         needs.add(fingerprint)
+    if on_tasks:  # another seed's base is the same evaluation: one task does it, the others need not wait in a worker
+        needs |= set([each.key for each in tasks.values() if each.row and each.run == row.run][:1]) - {key}
     task = Task(
         key,
         f"{row.name}, seed {plan.seed}{': evaluation' if apart else ''}",

@@ -1,0 +1,277 @@
+"""Workers in their slots: how they end is told, and nothing of them is left."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import psutil
+import pytest
+
+from posttrain.core.errors import RequestError, WorkError
+from posttrain.core.runs import RunDirectory
+from posttrain.lab import jobs as jobs_module
+from posttrain.lab.jobs import WorkerSlot, jobs_and_threads, run_jobs
+from posttrain.lab.recipe import load_recipe
+from posttrain.lab.tasks import Task
+from posttrain.lab.worker import Job
+
+NANO = load_recipe("nano", ["threads=1"])
+
+
+@dataclass(frozen=True)
+class Script(Job):
+    """A job that runs a line of Python."""
+
+    code: str = ""
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-c", self.code]
+
+
+class FakeServices:
+    """Counts how often a pair of services was begun, and knows who uses them."""
+
+    def __init__(self) -> None:
+        self.begun = self.closed = 0
+        self.refuses: Exception | None = None
+        self.starts: Exception | None = None
+        self.pids = [11, 12]
+
+    def __enter__(self) -> "FakeServices":
+        self.begun += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed += 1
+
+    def addresses(self, checkpoint: Any, model: Any) -> tuple[str, str]:
+        if self.starts:
+            raise self.starts
+        return "http://policy", f"http://reward/{model}"
+
+    def refuse_unfit_policy(self) -> None:
+        if self.refuses:
+            raise self.refuses
+
+
+@pytest.fixture
+def services(monkeypatch) -> FakeServices:
+    fake = FakeServices()
+    monkeypatch.setattr(jobs_module, "run_services", lambda plan, logs: fake)
+    return fake
+
+
+def task(tmp_path, key="dpo", row=None, samples=False):
+    run = RunDirectory(tmp_path / "nano" / "dpo" / key)
+    stage = SimpleNamespace(
+        identity=SimpleNamespace(fingerprint=key), samples=samples, reward_sources=(), run=run, method="dpo"
+    )
+    plan = SimpleNamespace(
+        seed=0,
+        method="dpo",
+        recipe=NANO,
+        stages=(stage,),
+        last=stage,
+        reference=SimpleNamespace(checkpoint=tmp_path / "sft"),
+        reward_model=None,
+    )
+    return Task(key, f"{key}, seed 0", ("dpo",), cast("Any", plan), run, frozenset(), False, stage=key, row=row)
+
+
+def script(code: str):
+    return lambda task: Script("nano", (), "dpo", 0, "runs", task.stage, task.row, code=code)
+
+
+def done(tmp_path, code: str, **options) -> str | None:
+    with WorkerSlot(0, script(code)) as slot:
+        return slot.do(task(tmp_path, **options))
+
+
+def test_a_worker_that_ends_well_has_no_reason(tmp_path):
+    assert done(tmp_path, "print('all good')") is None
+    (log,) = (tmp_path / "nano" / "dpo" / "dpo" / "logs").glob("*-dpo--seed-0.log")
+    assert log.read_text() == "all good\n"
+
+
+def test_a_worker_that_raises_is_told_with_its_last_line_and_its_log(tmp_path):
+    reason = done(tmp_path, "print('step 1'); raise ValueError('no such column')")
+    (log,) = tmp_path.rglob("*.log")
+    assert reason == f"ValueError: no such column (log: {log})"
+    assert "Traceback" in log.read_text()
+
+
+def test_an_error_of_ours_is_told_even_if_something_is_said_after_it(tmp_path):
+    code = "import sys; print('error: data.path is missing'); print('a warning at the end'); sys.exit(2)"
+    reason = done(tmp_path, code)
+    assert reason is not None
+    assert reason.startswith("data.path is missing (log: ")
+
+
+def test_a_worker_that_says_nothing_is_told_so(tmp_path):
+    reason = done(tmp_path, "import os; os._exit(3)")
+    assert reason is not None
+    assert reason.startswith("it ended without a word (log: ")
+
+
+@pytest.mark.parametrize(
+    ("by", "told"),
+    [
+        (signal.SIGKILL, "ended by SIGKILL, as the system does when memory runs out (log: "),
+        (signal.SIGSEGV, "ended by SIGSEGV (log: "),
+    ],
+)
+def test_a_worker_that_a_signal_ended_is_told_so_with_its_log(tmp_path, by, told):
+    reason = done(tmp_path, f"import os; os.kill(os.getpid(), {int(by)})")
+    assert reason is not None
+    assert reason.startswith(told)
+
+
+def test_a_worker_has_its_threads_and_reads_nothing_of_the_terminal(tmp_path):
+    code = "import os, sys; assert os.environ['OMP_NUM_THREADS'] == '1'; assert sys.stdin.read() == ''"
+    assert done(tmp_path, code) is None
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path, monkeypatch):
+    def refuse(self: Path, *arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    reason = done(tmp_path, "")
+    assert reason is not None
+    assert reason.startswith(f"cannot write {tmp_path}")
+    assert reason.endswith(": Permission denied")
+
+
+def test_stop_ends_the_worker(tmp_path):
+    with WorkerSlot(0, script("import time; print('up', flush=True); time.sleep(60)")) as slot:
+        reasons: list[str | None] = []
+        thread = threading.Thread(target=lambda: reasons.append(slot.do(task(tmp_path))))
+        thread.start()
+        while not any(log.read_text() for log in tmp_path.rglob("*.log")):
+            time.sleep(0.02)
+        slot.stop()
+        thread.join(5)
+    assert not thread.is_alive()
+    assert not _children()
+
+
+def test_nothing_starts_in_a_slot_that_was_stopped(tmp_path):
+    with WorkerSlot(0, script("open('started', 'w')")) as slot:
+        slot.stop()
+        assert slot.do(task(tmp_path)) == "stopped"
+    assert not _children()
+
+
+def _children() -> list[psutil.Process]:
+    return [each for each in psutil.Process().children() if each.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_slot_starts_its_services_once_for_all_tasks_that_need_them(tmp_path, services):
+    with WorkerSlot(0, script("")) as slot:
+        slot.do(task(tmp_path, "sft"))
+        assert services.begun == 0
+        slot.do(task(tmp_path, "rm", samples=True))
+        slot.do(task(tmp_path, "dpo", row="dpo"))
+        assert (services.begun, services.closed) == (1, 0)
+    assert services.closed == 1
+
+
+def test_a_job_is_told_its_services_and_their_processes(tmp_path, services):
+    told: list[Job] = []
+
+    class Told(Script):
+        def command(self) -> list[str]:
+            told.append(self)
+            return super().command()
+
+    with WorkerSlot(0, lambda task: Told("nano", (), "dpo", 0, "runs", None, task.row, code="")) as slot:
+        slot.do(task(tmp_path, row="dpo"))
+    assert (told[0].policy_url, told[0].reward_url, told[0].services) == (
+        "http://policy",
+        "http://reward/None",
+        [11, 12],
+    )
+
+
+def test_a_task_that_failed_leaves_the_next_one_new_services(tmp_path, services):
+    with WorkerSlot(0, script("raise ValueError")) as slot:
+        slot.do(task(tmp_path, row="dpo"))
+        assert services.closed == 1
+        slot.do(task(tmp_path, row="dpo"))
+    assert (services.begun, services.closed) == (2, 2)
+
+
+def test_services_that_do_not_start_fail_the_task_in_their_own_words(tmp_path, services):
+    services.starts = WorkError("the policy service did not start: no such model (log: x)")
+    assert done(tmp_path, "", row="dpo") == "the policy service did not start: no such model (log: x)"
+
+
+def test_a_policy_service_that_cannot_be_trained_with_is_refused_before_anything_is_done(tmp_path, services):
+    services.refuses = RequestError("stock vLLM cannot be trained with")
+    with pytest.raises(RequestError, match="stock vLLM"):
+        run_jobs([task(tmp_path, samples=True)], "nano", lambda plan: (), tmp_path / "runs", 1, {})
+    assert not list(tmp_path.rglob("*.log"))
+
+
+def test_a_runs_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(RequestError, match="runs is a file; name a folder"):
+        run_jobs([], "nano", lambda plan: (), tmp_path / "runs", 1, {})
+
+
+@pytest.mark.skipif(not os.path.isdir("/sys/kernel"), reason="needs a folder in which nobody may write")
+def test_a_runs_folder_that_cannot_be_written_is_refused():
+    with pytest.raises(WorkError, match=r"cannot write /sys/kernel/runs|cannot write to /sys/kernel/runs"):
+        run_jobs([], "nano", lambda plan: (), Path("/sys/kernel/runs"), 1, {})
+
+
+@pytest.fixture
+def four_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(jobs_module, "_has_gpu", lambda: False)
+    monkeypatch.delenv("POLICY_URL", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("threads", "jobs", "expected"),
+    [
+        (None, None, (4, 1)),  # one task a core, with one thread
+        (None, 2, (2, 2)),
+        (None, 8, (8, 1)),
+        (2, None, (2, 2)),  # the recipe's threads, and as many tasks as have them
+        (8, None, (1, 8)),
+        (1, 1, (1, 1)),
+    ],
+)
+def test_cores_are_shared_out_among_tasks(four_cores, threads, jobs, expected):
+    recipe = load_recipe("nano", [f"threads={threads}"] if threads else [])
+    assert jobs_and_threads(recipe, jobs) == expected
+
+
+def test_with_a_gpu_one_task_at_a_time_has_all_cores(four_cores, monkeypatch):
+    monkeypatch.setattr(jobs_module, "_has_gpu", lambda: True)
+    assert jobs_and_threads(load_recipe("nano"), None) == (1, 4)
+
+
+def test_one_policy_service_for_all_forces_one_task_at_a_time(four_cores, monkeypatch):
+    monkeypatch.setenv("POLICY_URL", "http://127.0.0.1:1")
+    assert jobs_and_threads(load_recipe("nano"), None) == (1, 4)
+    assert jobs_and_threads(load_recipe("nano"), 1) == (1, 4)
+    with pytest.raises(RequestError, match="--jobs 2: .* POLICY_URL; leave --jobs out"):
+        jobs_and_threads(load_recipe("nano"), 2)
+
+
+@pytest.mark.long
+def test_a_worker_that_is_asked_for_nonsense_says_so_in_one_line():
+    job = Job("nanno", (), "dpo", 0, "runs", None, "dpo")
+    ended = subprocess.run(job.command(), capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1] == "error: unknown recipe 'nanno' (did you mean 'nano'?)"
