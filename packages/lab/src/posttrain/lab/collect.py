@@ -1,18 +1,18 @@
 """From finished run directories to the rows of a table: reads per-item results, pools seeds, checks the conditions."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from posttrain.core.errors import RequestError, suggest
-from posttrain.core.files import read_jsonl
+from posttrain.core.files import read_json, read_jsonl
 from posttrain.core.statistics import Estimate
 from posttrain.lab.arms import LEARNED
 from posttrain.lab.conditions import Deviation, check_conditions, recipe_conditions, recorded_conditions
 from posttrain.lab.costs import row_cost
-from posttrain.lab.evaluations import evaluated_tasks, is_evaluated
+from posttrain.lab.evaluations import SETTINGS_FILE, evaluated_tasks, evaluation_settings
 from posttrain.lab.plan import BASE, REFERENCE, Plan, Row
 from posttrain.lab.policy_measures import MEASURES, policy_items
 from posttrain.lab.table import Scores, Table, TableRow, build_table
@@ -52,7 +52,8 @@ def collect_table(
         for row, _ in entry.runs:
             deviations += check_conditions(expected, {entry.name: recorded_conditions(row, own)}, allowed)
     evaluation = recipe.evaluation
-    rows = [_collect_row(entry) for entry in entries]
+    settings = evaluation_settings(evaluation)
+    rows = [_collect_row(entry, settings) for entry in entries]
     columns = (*evaluation.columns().values(), *MEASURES.values())
     present = [column for column in columns if any(column in row.scores for row in rows)]
     tasks = [*evaluation.columns().values(), MEASURES["gold"]]
@@ -79,12 +80,14 @@ def _changes_items(deviation: Deviation) -> bool:
     return deviation.field.startswith(("evaluation.", "data.validation")) or deviation.field == "seeds"
 
 
-def _collect_row(entry: Entry) -> TableRow:
+def _collect_row(entry: Entry, settings: Mapping[str, Any]) -> TableRow:
     arm, recipe = entry.first.arm, entry.runs[0][1].recipe
     scores = {}
+    tasks = evaluated_tasks(entry.first, recipe.evaluation)
     for (task, metric), title in recipe.evaluation.columns().items():
-        if task in evaluated_tasks(entry.first, recipe.evaluation):
-            scores[title] = _pool([(plan.seed, _task_values(row, plan, task, metric)) for row, plan in entry.runs])
+        if task in tasks:
+            parts = [(plan.seed, _task_values(row, task, metric, settings)) for row, plan in entry.runs]
+            scores[title] = _pool(parts)
     for measure, title in MEASURES.items():
         parts = [(plan.seed, _read(policy_items(row, plan), measure)) for row, plan in entry.runs]
         # What is known of a choice's KL is from what it chooses among.
@@ -157,9 +160,11 @@ def _read(path: Path, metric: str) -> ItemValues:
     return values
 
 
-def _task_values(row: Row, plan: Plan, task: str, metric: str) -> ItemValues:
-    path = row.run.eval / f"{task}.jsonl"
-    if not path.exists() or (row.arm is not None and not is_evaluated(row, plan.recipe.evaluation)):
+def _task_values(row: Row, task: str, metric: str, settings: Mapping[str, Any]) -> ItemValues:
+    path, marker = row.run.eval / f"{task}.jsonl", row.run.eval / SETTINGS_FILE
+    done = path.exists() and marker.exists()
+    # A row of other runs, and the base, may have been evaluated otherwise: that is a matter of the conditions.
+    if not done or (row.arm is not None and read_json(marker)["settings"] != settings):
         raise RequestError(f"{row.name} ({row.run.path}) is not evaluated on {task}; run the same command again")
     values = _read(path, metric)
     if not values:
