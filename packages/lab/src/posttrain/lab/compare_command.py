@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,7 +86,11 @@ def compare(
     run_jobs(tasks, recipe, lambda plan: given, root, jobs, estimate, trackers=track or ())
     measure_entries(more)
     folder = root / loaded.name
-    described = write_comparison(folder, plans, more, allow or [])
+    names = ",".join(dict.fromkeys(plan.method for plan in plans))
+    options = {"--set": overrides, "--row": row, "--allow": allow, "--budget": [budget] if budget else None}
+    command = ["posttrain", "compare", "--recipe", recipe, "--methods", names, "--seeds", seeds]
+    command += [part for option, values in options.items() for value in values or [] for part in (option, value)]
+    described = write_comparison(folder, plans, more, allow or [], shlex.join(command))
     _print(described.table, folder, as_json, described.plain)
 
 
@@ -93,8 +98,8 @@ def _budget(text: str | None) -> list[str]:
     if text is None:
         return []
     name, _, number = text.partition("=")
-    if name not in ("tokens", "seconds") or not number.replace(".", "", 1).isdigit():
-        raise RequestError(f"--budget takes tokens=N or seconds=N, not '{text}'")
+    if name not in ("tokens", "seconds") or not number.replace(".", "", 1).isdecimal():
+        raise RequestError(f"--budget takes tokens=N or seconds=N with a number, e.g. tokens=500000, not '{text}'")
     return [f"budget.{name}={number}"]
 
 

@@ -1,6 +1,6 @@
 """One comparison: its plans over arms and seeds, rows that join from other runs, and what is written at its end."""
 
-import shlex
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,9 @@ from posttrain.core.runs import RunDirectory, StageIdentity
 from posttrain.lab.cells import as_json
 from posttrain.lab.collect import Entry, collect_table, entries_of
 from posttrain.lab.conditions import check_conditions, check_names, recipe_conditions, recorded_conditions
-from posttrain.lab.graph import plan_training
+from posttrain.lab.graph import BASE_VERSION, plan_training
 from posttrain.lab.pipeline import run_services
-from posttrain.lab.plan import Plan, Row
+from posttrain.lab.plan import BASE, Plan, Row
 from posttrain.lab.plots import draw_plots
 from posttrain.lab.policy_measures import ensure_measured, policy_items
 from posttrain.lab.recipe import Recipe
@@ -24,6 +24,7 @@ from posttrain.lab.runs_command import find_runs, one_run
 from posttrain.lab.seeds import parse_seeds
 from posttrain.lab.services import external_rewards
 from posttrain.lab.table import Table
+from posttrain.trainers.registry import get_method, method_names
 
 ALL = "all"
 
@@ -74,12 +75,23 @@ def external_entries(fingerprints: Sequence[str], plans: Sequence[Plan], root: P
     """A row for each finished run named, with the runs of the same experiment under the comparison's seeds."""
     by_seed = {plan.seed: plan for plan in plans}
     taken = {row.name for plan in plans for row in plan.rows}
+    own = {row.identity.config_hash: row.name for plan in plans for row in plan.rows}
+    joined: set[str] = set()
     entries = []
     for fingerprint in fingerprints:
         found = one_run(root, fingerprint)
-        if not found.run.finished or not found.run.checkpoint.exists():
-            raise RequestError(f"--row {fingerprint}: {found.run.path} has no finished checkpoint; finish it first")
+        if not found.run.finished:
+            raise RequestError(f"--row {fingerprint}: {found.run.path} is not finished; finish it first")
         record = found.run.provenance()
+        makes = get_method(found.stage).makes if found.stage in method_names() else "policy"
+        if makes != "policy" or not found.run.checkpoint.exists():
+            raise RequestError(f"--row {fingerprint}: {found.run.path} has no trained policy; name a run that has one")
+        if record["config_hash"] in own:
+            name = own[record["config_hash"]]
+            raise RequestError(f"--row {fingerprint}: that is {name}, which is in this comparison; leave it out")
+        if record["config_hash"] in joined:  # another seed of a row that has them all
+            continue
+        joined.add(record["config_hash"])
         name = record.get("arm", {}).get("name", found.stage)
         name = name if name not in taken else f"{name} [{found.fingerprint[:6]}]"
         taken.add(name)
@@ -98,20 +110,25 @@ def external_entries(fingerprints: Sequence[str], plans: Sequence[Plan], root: P
 
 def measure_entries(entries: Sequence[Entry]) -> None:
     """KL, gold and learned reward of rows that join from other runs, against this comparison's reference."""
-    for entry in entries:
-        for row, plan in entry.runs:
-            if not policy_items(row, plan).exists():
-                with run_services(plan, row.run.path / "logs") as services:
-                    ensure_measured(row, plan, services)
+    for row, plan in [run for entry in entries for run in entry.runs]:
+        if policy_items(row, plan).exists():
+            continue
+        print(f"{row.name}, seed {plan.seed}: evaluation", file=sys.stderr)
+        with run_services(plan, row.run.path / "logs") as services:
+            ensure_measured(row, plan, services)
 
 
-def write_comparison(folder: Path, plans: Sequence[Plan], more: Sequence[Entry], allowed: Collection[str]) -> Written:
-    """Makes the table of finished runs and writes comparison.md, comparison.json and plots into `folder`."""
+def write_comparison(
+    folder: Path, plans: Sequence[Plan], more: Sequence[Entry], allowed: Collection[str], command: str
+) -> Written:
+    """Makes the table of finished runs and writes comparison.md, comparison.json and plots into `folder`.
+
+    `command` is the command line that does it.
+    """
     table = collect_table(plans, more, allowed)
     recipe = plans[0].recipe
     names = list(dict.fromkeys(plan.method for plan in plans))
     seeds = ",".join(str(seed) for seed in sorted({plan.seed for plan in plans}))
-    command = shlex.join(["posttrain", "compare", "--methods", ",".join(names), "--seeds", seeds])
     pictures = draw_plots(folder, table, [*entries_of(plans), *more])
     shown = "\n".join(f"![{path.stem}]({path.name})" for path in pictures)
     page = f"# {recipe.name}: every method from one base\n\n{recipe.description}\n\n{markdown(table)}\n{shown}\n"
@@ -122,7 +139,7 @@ def write_comparison(folder: Path, plans: Sequence[Plan], more: Sequence[Entry],
 
 
 def _recorded_row(name: str, run: RunDirectory, root: Path) -> Row:
-    places = {each.fingerprint: each.run for each in find_runs(root)}
+    places = {each.fingerprint: each.run for each in find_runs(root) if each.state == "finished"}
     identity = _recorded_identity(run, places)
     before: dict[str, RunDirectory] = {}
     queue = list(identity.parents)
@@ -137,14 +154,14 @@ def _recorded_row(name: str, run: RunDirectory, root: Path) -> Row:
 def _recorded_identity(run: RunDirectory, places: Mapping[str, RunDirectory]) -> StageIdentity:
     """What identified a run, rebuilt from what its directory and those of its ancestors say."""
     record = run.provenance()
-    if record["stage"] == "base":
+    if record["stage"] == BASE:
         keys = ("revision", "digest", "chat_template", "eos_token", "pad_token")
-        identity = StageIdentity("base", 1, {key: record[key] for key in keys if key in record}, seed=0)
+        identity = StageIdentity(BASE, BASE_VERSION, {key: record[key] for key in keys if key in record}, seed=0)
     else:
         config = read_yaml(run.path / "config.yaml")
         missing = [parent for parent in config["parents"] if parent[:12] not in places]
         if missing:
-            raise RequestError(f"{run.path}: its parent {missing[0][:12]} is not under runs/ any more; train it again")
+            raise RequestError(f"{run.path}: its parent {missing[0][:12]} is not a finished run; train it again")
         parents = tuple(_recorded_identity(places[parent[:12]], places) for parent in config["parents"])
         identity = StageIdentity(config["stage"], config["version"], config["definition"], config["seed"], parents)
     if identity.fingerprint != record["fingerprint"]:
