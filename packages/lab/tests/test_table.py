@@ -203,6 +203,11 @@ class TestVerdicts:
         made = table([row(name, acc) for name in ("base", "sft", "dpo", "ppo")])
         assert [(v.method, v.over) for v in made.verdicts] == [("sft", "base"), ("dpo", "sft"), ("ppo", "sft")]
 
+    def test_are_also_given_over_the_row_that_a_row_started_from(self):
+        acc = {"acc": scores({0: BEFORE})}
+        made = table([*(row(name, acc) for name in ("base", "sft", "dpo")), replace(row("ppo", acc), start="dpo")])
+        assert [(v.method, v.over) for v in made.verdicts if v.method == "ppo"] == [("ppo", "sft"), ("ppo", "dpo")]
+
 
 class TestStandings:
     COUNTS = {"sft": 20, "dpo": 60, "ppo": 40, "kto": 58}

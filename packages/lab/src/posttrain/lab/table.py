@@ -176,7 +176,7 @@ def build_table(
         tuple(differences),
         tuple(tasks),
         headline,
-        tuple(_verdict(d, headline) for d in differences if _judged(d) and headline in d.columns),
+        tuple(_verdict(d, headline) for d in differences if _judged(d, by_name) and headline in d.columns),
         standings,
         _between(by_name, standings, headline),
         tuple(footnotes),
@@ -233,9 +233,12 @@ def _difference(after: TableRow, before: TableRow, columns: Sequence[str], headl
     return replace(difference, by_seed=by_seed, bootstrap=bootstrap, mcnemar=tests or None)
 
 
-def _judged(difference: Difference) -> bool:
-    """Verdicts are given over SFT, and for SFT over the base."""
-    return difference.before == REFERENCE or (difference.after == REFERENCE and difference.before == BASE)
+def _judged(difference: Difference, by_name: Mapping[str, TableRow]) -> bool:
+    """Verdicts are given over SFT and over another row that it started from; for SFT over the base."""
+    after, before = difference.after, difference.before
+    if before == BASE:
+        return after == REFERENCE
+    return before in (REFERENCE, by_name[after].start)
 
 
 def _verdict(difference: Difference, headline: str) -> Verdict:
