@@ -43,6 +43,14 @@ KNOWN = (
         needs="trl",
         install="make setup",
     ),
+    *(
+        Peer(f"trl_{method}", (*size, "--batch", "8", "--rounds", "1"), needs="trl", install="make setup")
+        for method, size in {
+            "sft": ("--rows", "64"),
+            "dpo": ("--pairs", "48"),
+            "kto": ("--pairs", "32"),
+        }.items()
+    ),
     Peer("lm_eval", ("--limit", "8", "--rounds", "1"), "lm_eval", "make setup"),
     Peer(
         "vllm_cpu",

@@ -36,19 +36,27 @@ class Rates(dict[str, list[float]]):
     others: float = 0.0
 
 
-def alternate(sides: Mapping[str, Callable[[], object]], rounds: int, work: float = 1.0, warm_up: bool = True) -> Rates:
+def alternate(
+    sides: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    work: float = 1.0,
+    warm_up: bool = True,
+    clock: Callable[[Callable[[], Any]], float] | None = None,
+) -> Rates:
     """Calls every side once a round, in the given order and in the reverse by turns. `work` is what one call does.
 
-    Prints a line a round to standard error, so that a long comparison shows that it lives.
+    `clock` calls what it is given and says how many seconds count; without one, all do. Prints a line a round to
+    standard error, so that a long comparison shows that it lives.
     """
     if warm_up:
         for call in sides.values():
             call()
+    clock = clock or seconds
     rates = Rates({name: [] for name in sides})
     others = Others()
     for number in range(rounds):
         for name in list(sides) if number % 2 == 0 else reversed(list(sides)):
-            rates[name].append(work / seconds(sides[name]))
+            rates[name].append(work / clock(sides[name]))
         shown = ", ".join(f"{name} {rates[name][-1]:,.4g}" for name in sides)
         print(f"round {number + 1}/{rounds}: {shown}", file=sys.stderr, flush=True)
     rates.others = others.share()

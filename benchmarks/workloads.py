@@ -4,6 +4,8 @@ Random ids and weights serve where only sizes matter: nothing here trains a mode
 """
 
 import os
+import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from transformers import PreTrainedModel
 from benchmarks.side_by_side import seconds
 from posttrain.data import nano
 from posttrain.data.chat import load_tokenizer
-from posttrain.data.rows import Conversation, Prompt
+from posttrain.data.rows import Conversation, Pair, Prompt
 from posttrain.data.sources import Source, load_conversations, load_prompts
 
 
@@ -67,6 +69,33 @@ def on_threads(threads: int, call: Callable[[], object]) -> Callable[[], object]
 def conversations(count: int) -> list[Conversation]:
     """Demonstrations of the nano lab."""
     return load_conversations(Source(path="nano", rows=count), seed=0)
+
+
+def preference_pairs(count: int) -> list[Pair]:
+    """Demonstrations of the nano lab, each preferred to a copy with other numbers or words in another order; every
+    second copy lacks its last word too."""
+    generator = random.Random(0)
+    pairs: list[Pair] = []
+    for number, row in enumerate(conversations(count)):
+        answer = row["messages"][-1]["content"]
+        spoiled = re.sub(r"\d+", lambda found: str(int(found[0]) + generator.randint(1, 9)), answer)
+        words = spoiled.split(" ")
+        if spoiled == answer:
+            generator.shuffle(words)
+        if number % 2 and len(words) > 1:
+            words.pop()
+        spoiled = " ".join(words)
+        if spoiled != answer:
+            pairs.append(
+                {
+                    "id": row["id"],
+                    "prompt": row["messages"][:-1],
+                    "chosen": [{"role": "assistant", "content": answer}],
+                    "rejected": [{"role": "assistant", "content": spoiled}],
+                    "kind": "nano",
+                }
+            )
+    return pairs
 
 
 def prompts_with_references(count: int) -> list[Prompt]:

@@ -25,10 +25,13 @@ from benchmarks.gpu import __main__ as gpu_command
 from benchmarks.gpu.devices import DEVICES, L4, project, shares
 from benchmarks.gpu.shapes import QWEN_05B, TINY, forward_flops, head_parameters, layer_parameters, random_model
 from benchmarks.machine import machine, slug
+from benchmarks.offline_pairs import batch_weights
+from benchmarks.offline_runs import Run, largest_step_difference, learned_alike
 from benchmarks.plot import plot_history
 from benchmarks.record import HISTORY, noise, record, store, summarise
 from benchmarks.side_by_side import Rates, alternate, ratio, report
 from benchmarks.suite import run_suites
+from benchmarks.workloads import conversations, preference_pairs
 from posttrain.core.errors import RequestError
 from posttrain.core.files import read_jsonl
 
@@ -251,6 +254,11 @@ def test_sides_take_turns_and_each_warms_up_once():
     assert all(value > 0 for values in rates.values() for value in values)
 
 
+def test_a_clock_says_which_seconds_count():
+    rates = alternate({"a": lambda: 4.0, "b": lambda: 2.0}, rounds=2, work=8, clock=lambda call: call())
+    assert rates == {"a": [2.0, 2.0], "b": [4.0, 4.0]}
+
+
 def test_a_ratio_is_the_median_over_rounds_inside_its_interval():
     middle, low, high = ratio([2.0, 4.0, 9.0], [1.0, 2.0, 3.0])
     assert (middle, low, high) == (2.0, 2.0, 3.0)
@@ -277,6 +285,61 @@ def test_a_report_ends_with_one_json_line(capsys):
     assert printed == given
     assert printed["ratios"] == {"ours": [2.0, 2.0, 2.0]}
     assert printed["settings"] == {"batch": 64}
+
+
+# Whole runs of offline methods
+
+
+def offline_runs(seed, shift=0.0, runs=6):
+    rng = np.random.default_rng(seed)
+    return [
+        Run(1.0, (1 + shift + rng.normal(0, 0.1, 9)).tolist(), [1.0] * 9, 2 + shift + rng.normal(0, 0.1), 2.0)
+        for _ in range(runs)
+    ]
+
+
+def test_sides_that_learn_alike_differ_by_less_than_is_allowed_and_others_by_more():
+    for found in learned_alike(offline_runs(0), offline_runs(1)).values():
+        assert abs(found["difference"]) < found["allowed"]
+    for found in learned_alike(offline_runs(0, shift=0.3), offline_runs(1)).values():
+        assert found["difference"] > found["allowed"]
+
+
+def test_sides_that_learn_alike_are_taken_for_others_about_as_seldom_as_the_level_says():
+    false_alarms = 0
+    for seed in range(300):
+        found = learned_alike(offline_runs(2 * seed, runs=3), offline_runs(2 * seed + 1, runs=3))["held_out"]
+        false_alarms += abs(found["difference"]) > found["allowed"]
+    assert false_alarms <= 10  # 3 are expected, 11 or more come by chance once in 3,000
+
+
+def test_losses_of_steps_are_weighted_by_their_tokens():
+    # First third: losses 1 and 3 over 3 and 1 tokens, twice. The mean is 1.5, and its standard error
+    # √(2 · ((3 · .5)² + (1 · 1.5)²)) / 8 · √(4 / 3) = √9 / 8 · √(4 / 3).
+    weights = [3.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    runs = [Run(1.0, [1.0, 3.0, 9.0, 9.0, 0.0, 1.0], weights, held_out, 1.0) for held_out in (1.0, 2.0)]
+    found = learned_alike(runs, runs)["loss_first"]
+    assert (found["ours"], found["difference"]) == (1.5, 0.0)
+    assert found["standard_error"] == pytest.approx(math.sqrt(2) * 3 / 8 * math.sqrt(4 / 3), abs=1e-5)
+
+
+def test_the_largest_difference_of_a_step_is_over_all_runs():
+    def run(*losses):
+        return Run(1.0, list(losses), [1.0] * len(losses), 0.0, 1.0)
+
+    assert largest_step_difference([run(1.0, 2.0), run(3.0, 4.0)], [run(1.0, 2.5), run(3.25, 4.0)]) == 0.5
+
+
+def test_the_last_step_weighs_what_is_left():
+    assert batch_weights(10, 4)(0, 3) == [4.0, 4.0, 2.0]
+
+
+def test_preference_pairs_are_the_same_each_time_and_prefer_the_demonstration():
+    pairs = preference_pairs(40)
+    assert pairs == preference_pairs(40)
+    answers = {row["messages"][-1]["content"] for row in conversations(40)}
+    assert all(pair["chosen"][0]["content"] in answers for pair in pairs)
+    assert all(pair["rejected"] != pair["chosen"] for pair in pairs)
 
 
 # Devices
