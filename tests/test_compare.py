@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.service, pytest.mark.long]
 
 SMALL = (
     "data.sft.rows=256",
-    "sft.length=0.2",
+    "sft.epochs=1",
     "evaluation.limit=8",
     "evaluation.policy_prompts=12",
     "ppo.steps=4",
@@ -36,7 +36,7 @@ ON_THE_VERIFIER = (
     "rloo.prompts_per_step=4",
     "grpo.prompts_per_step=4",
 )
-ON_PAIRS = ("data.preference_prompts.rows=160", "preferences.chunk_prompts=40", "rm.length=0.3", "rm.offset_prompts=4")
+ON_PAIRS = ("data.preference_prompts.rows=160", "preferences.chunk_prompts=40", "rm.length=0.3")
 
 
 def command(methods: str, sets: tuple[str, ...], runs: Path, *arguments: str) -> list[str]:
