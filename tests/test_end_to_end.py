@@ -212,7 +212,9 @@ def test_published_record_holds_the_table_its_command_and_every_evaluation(train
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "nano-ppo.json").read_text())
     assert record["rows"][-1]["columns"] == table["rows"][-1]["columns"]
-    assert record["commands"][0].startswith("posttrain train ppo --recipe nano --seed 0 --set data.sft.rows=256")
+    assert record["commands"][0].startswith(
+        "posttrain compare --recipe nano --methods ppo --seeds 0 --set data.sft.rows=256"
+    )
     assert str(runs) not in (tmp_path / "nano-ppo.json").read_text()
     rows = json.loads((tmp_path / "metrics.json").read_text())
     assert {(row["method"], row["task"].partition("-")[0]) for row in rows} == {
@@ -227,4 +229,4 @@ def test_publishing_what_is_not_finished_says_what_to_run(tmp_path):
     publish = [sys.executable, "-m", "posttrain.core", "results", "publish", "ppo", "--runs", str(tmp_path)]
     done = subprocess.run([*publish, "--seeds", "0,1"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert "run: posttrain train ppo --recipe nano --seed 0" in done.stderr
+    assert "run: posttrain compare --recipe nano --methods ppo --seeds 0,1" in done.stderr

@@ -31,6 +31,12 @@ def test_dry_run_shows_every_task_once_with_what_it_waits_for(tmp_path, capsys):
     assert ready == ["sft, seed 0", "sft, seed 1"]
 
 
+@pytest.mark.parametrize("asked", [["train", "ppo"], ["compare", "--methods", "ppo"]])
+def test_unknown_tracker_is_told_before_any_work(tmp_path, capsys, asked):
+    assert command([*asked, "--track", "wandbb", "--dry-run", "--runs", str(tmp_path / "runs")]) == 2
+    assert "unknown tracker 'wandbb' (did you mean 'wandb'?)" in " ".join(capsys.readouterr().err.split())
+
+
 def test_dry_run_writes_and_makes_nothing(tmp_path, capsys):
     planned(tmp_path, capsys)
     assert not (tmp_path / "runs").exists()

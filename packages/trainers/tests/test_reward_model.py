@@ -107,6 +107,12 @@ class Policy(VersionedPolicy):
         ]
 
 
+def test_one_held_out_answer_is_too_few_for_an_offset(classifier, tiny_tokenizer, pairs):
+    rows = comparisons(tiny_tokenizer, [from_pair(pairs[0])], 128).rows
+    with pytest.raises(RequestError, match=r"two held-out answers or more, there are 1; give more pairs"):
+        reward_offset(classifier, tiny_tokenizer, rows, Policy(), 1, 8, seed=0)
+
+
 def test_the_offset_is_the_mean_score_of_the_policy_s_samples(classifier, tiny_tokenizer, pairs):
     rows = comparisons(tiny_tokenizer, [from_pair(pair) for pair in pairs], 128).rows
     offset, samples = reward_offset(classifier, tiny_tokenizer, rows, Policy(), 5, 8, seed=0)

@@ -41,6 +41,17 @@ def test_an_unknown_method_is_told_the_nearest():
         get_method("pppo")
 
 
+def test_a_method_of_another_package_that_cannot_be_imported_is_told(monkeypatch):
+    from importlib.metadata import EntryPoint
+
+    from posttrain.trainers import registry
+
+    broken = EntryPoint("broken", "no_such_module:METHOD", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [broken])
+    with pytest.raises(RequestError, match="method 'broken': no_such_module:METHOD cannot be imported: No module"):
+        get_method("broken")
+
+
 def test_config_and_provenance_say_what_was_run(inputs, monkeypatch):
     seen = {}
 

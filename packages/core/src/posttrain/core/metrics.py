@@ -30,6 +30,13 @@ class Tracker(Protocol):
         """Takes one step's numbers."""
 
 
+def check_trackers(names: Iterable[str]) -> None:
+    """RequestError for a tracker that there is not, before any work is done."""
+    for name in names:
+        if name not in TRACKERS:
+            raise RequestError(f"unknown tracker '{name}' {suggest(name, TRACKERS)}")
+
+
 class MetricsLog:
     """A stage's `metrics.jsonl`: one object a step, `{"step": …, name: number, …}`."""
 
@@ -123,8 +130,7 @@ def _duration(seconds: float) -> str:
 
 
 def _tracker(name: str, folder: Path, run_name: str) -> Tracker:
-    if name not in TRACKERS:
-        raise RequestError(f"unknown tracker '{name}' {suggest(name, TRACKERS)}")
+    check_trackers([name])
     try:
         return _WandbLike(name, folder, run_name) if name in ("wandb", "trackio") else _TensorBoard(folder)
     except ImportError as error:

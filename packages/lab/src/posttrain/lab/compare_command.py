@@ -55,6 +55,7 @@ def compare(
 
     Finished stages are reused, an interrupted one is resumed. Writes comparison.md, .json and plots beside the runs.
     """
+    from posttrain.core.metrics import check_trackers
     from posttrain.eval_harness.catalog import check_tasks
     from posttrain.lab.comparison import (
         external_entries,
@@ -69,6 +70,7 @@ def compare(
     from posttrain.lab.tasks import tasks_of
 
     given = [*(overrides or []), *_budget(budget)]
+    check_trackers(track or ())
     loaded = load_recipe(recipe, given)
     check_tasks(loaded.evaluation.tasks, loaded.evaluation.include_path)
     jobs, threads = jobs_and_threads(loaded, jobs)
@@ -146,9 +148,9 @@ def _print(table: object, folder: Path, as_json: bool, plain: dict[str, object])
     for drawn in rich_tables(table):
         console.print(drawn)
     for sentence in [*verdicts(table), *(f"fell: {loss}" for loss in table.losses())]:
-        console.print(sentence, highlight=False)
+        console.print(sentence, highlight=False, markup=False)
     for note in table.footnotes:
-        console.print(f"marked: {note}", highlight=False)
-    console.print(f"written to {os.path.relpath(folder)}/comparison.md, .json and plots", highlight=False)
+        console.print(f"marked: {note}", highlight=False, markup=False)
+    console.print(f"written to {os.path.relpath(folder)}/comparison.md, .json and plots", highlight=False, markup=False)
     if as_json:
         print(json.dumps(plain))

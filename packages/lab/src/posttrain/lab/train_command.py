@@ -35,11 +35,13 @@ def train(
     Finished stages are reused and an unfinished one is resumed. POLICY_URL and REWARD_URL name running services to
     use instead of own ones.
     """
+    from posttrain.core.metrics import check_trackers
     from posttrain.eval_harness.catalog import check_tasks
     from posttrain.lab.graph import plan_training
     from posttrain.lab.recipe import load_recipe
     from posttrain.lab.services import external_rewards
 
+    check_trackers(track or ())
     loaded = load_recipe(recipe, overrides or [])
     check_tasks(loaded.evaluation.tasks, loaded.evaluation.include_path)
     plan = plan_training(loaded, method, seed, runs.absolute(), external_rewards())
@@ -82,8 +84,8 @@ def _show_table(plan: "Plan", as_json: bool) -> None:
     for drawn in rich_tables(table):
         console.print(drawn)
     for sentence in table.losses():
-        console.print(f"fell: {sentence}", highlight=False)
-    console.print(f"{plan.method} lies in {plan.last.run.path}", highlight=False, soft_wrap=True)
+        console.print(f"fell: {sentence}", highlight=False, markup=False)
+    console.print(f"{plan.method} lies in {plan.last.run.path}", highlight=False, soft_wrap=True, markup=False)
     if as_json:
         described = {
             "recipe": plan.recipe.name,

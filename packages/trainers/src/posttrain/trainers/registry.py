@@ -74,7 +74,12 @@ def get_method(name: str) -> Method:
             raise RequestError(f"unknown method '{name}' {suggest(name, method_names())}")
         target = found[0].value
     module, _, attribute = target.partition(":")
-    method = getattr(importlib.import_module(module), attribute or "METHOD", None)
+    try:
+        method = getattr(importlib.import_module(module), attribute or "METHOD", None)
+    except ImportError as error:
+        if name in BUILT_IN:
+            raise
+        raise RequestError(f"method '{name}': {target} cannot be imported: {error}; mend or uninstall it") from error
     if not isinstance(method, Method):
         raise RequestError(f"method '{name}': {target} is no posttrain.trainers.registry.Method")
     return method

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from trl.trainer.utils import pad
 
+from posttrain.core.errors import RequestError
 from posttrain.core.seeds import derive_seed
 from posttrain.core.statistics import mean_and_se, paired_difference
 from posttrain.data.chat import render_completion, render_prompt
@@ -88,7 +89,8 @@ def reward_offset(
     """Mean score of the SFT policy's samples, and what these were, with standard error and n.
 
     With a policy service, one sample each for up to `prompts` held-out prompts; without, the answers of the held-out
-    comparisons stand in, which are the SFT policy's own where the preferences stage made them.
+    comparisons stand in, which are the SFT policy's own where the preferences stage made them. RequestError for fewer
+    than two.
     """
     if policy is None:
         sequences = [sequence for row in rows for sequence in row.sequences]
@@ -108,6 +110,11 @@ def reward_offset(
             for prompt, choices in zip(messages, sampled, strict=True)
         ]
         origin = "samples from the policy service"
+    if len(sequences) < 2:
+        raise RequestError(
+            f"the reward model's zero is the mean score of two held-out answers or more, there are {len(sequences)}; "
+            "give more pairs, or raise rm.held_out or rm.offset_prompts"
+        )
     estimate = mean_and_se(score(model, tokenizer, sequences))
     return estimate.value, {"origin": origin, "standard_error": estimate.standard_error, "n": estimate.n}
 
