@@ -57,7 +57,7 @@ def half_right(row: str, seed: int, task: str) -> Sequence[Any]:
 
 
 def plans_of(root: Path, names: Sequence[str], seeds: Sequence[int] = (0,), *overrides: str) -> list[Plan]:
-    recipe = load_recipe("nano", [*SMALL, *overrides])
+    recipe = load_recipe("nano", ["tuned={}", *SMALL, *overrides])
     return [graph.plan_training(recipe, name, seed, root, None, True) for seed in seeds for name in names]
 
 

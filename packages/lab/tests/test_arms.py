@@ -20,11 +20,11 @@ def _base_is_read_once(monkeypatch):
 
 
 def arm(name: str, *overrides: str) -> Arm:
-    return load_recipe("nano", overrides).arm(name)
+    return load_recipe("nano", ("tuned={}", *overrides)).arm(name)
 
 
 def plan(root: Path, name: str, *overrides: str) -> Plan:
-    return graph.plan_training(load_recipe("nano", overrides), name, 0, root)
+    return graph.plan_training(load_recipe("nano", ("tuned={}", *overrides)), name, 0, root)
 
 
 def tuned(name: str, values: str, trials: int = 4) -> str:
@@ -180,7 +180,7 @@ class TestChoice:
 )
 def test_wrong_arm_is_refused_with_its_field_and_what_to_do_when_the_recipe_is_read(overrides, message):
     with pytest.raises(RequestError, match=f"recipe nano: .*{message}"):
-        load_recipe("nano", overrides)
+        load_recipe("nano", ("tuned={}", *overrides))
 
 
 def test_refusal_names_the_file_of_the_recipe(tmp_path):

@@ -91,3 +91,8 @@ def test_table_entry_of_another_task_is_refused():
 def test_recipe_name_cannot_leave_the_runs_folder():
     with pytest.raises(RequestError, match="'name'"):
         load_recipe("nano", ["name=../outside"])
+
+
+def test_choice_for_an_arm_that_is_gone_is_told():
+    with pytest.raises(RequestError, match="recipe nano: tuned.gone: unknown method 'gone' .*; remove or rename it"):
+        load_recipe("nano", ["tuned.gone={values: {}, trials: 4, metric: gold, record: r}"])

@@ -199,6 +199,10 @@ def parse_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
     blocks = {key: value or {} for key, value in mapping.items() if key in methods}
     recipe = validate(Recipe, {**sections, "blocks": blocks}, where)
     # Methods first: what is wrong in a section is told of the section, not of a variant that takes it over.
+    for name in recipe.tuned:
+        if name not in recipe.arm_names():
+            known = suggest(name, recipe.arm_names())
+            raise RequestError(f"{where}: tuned.{name}: unknown method '{name}' {known}; remove or rename it")
     for name in dict.fromkeys([*recipe.blocks, *recipe.tuned, *recipe.variants, *(recipe.compare or ())]):
         try:
             recipe.arm(name)
