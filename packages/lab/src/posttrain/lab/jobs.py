@@ -13,7 +13,7 @@ from types import TracebackType
 
 from posttrain.core.errors import PosttrainError, RequestError, WorkError
 from posttrain.core.files import disk_errors
-from posttrain.core.process import PARENT_VARIABLE
+from posttrain.core.process import PARENT_VARIABLE, end_process
 from posttrain.lab.pipeline import run_services
 from posttrain.lab.plan import Plan
 from posttrain.lab.recipe import Recipe
@@ -153,12 +153,7 @@ class WorkerSlot:
             self._stopped = True
         if self._process is None or self._process.poll() is not None:
             return
-        self._process.terminate()
-        try:
-            self._process.wait(self.STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end_process(self._process, self.STOP_SECONDS)
 
     def _services_of(self, plan: Plan) -> RunServices:
         if self._services is None:

@@ -20,7 +20,7 @@ import httpx
 
 from posttrain.core.clients import RewardClient
 from posttrain.core.errors import RequestError, WorkError
-from posttrain.core.process import PARENT_VARIABLE
+from posttrain.core.process import PARENT_VARIABLE, end_process
 from posttrain.core.serving import free_port
 
 
@@ -112,12 +112,7 @@ class SupervisedService:
                 return
             print(f"{self.name} service ended ({self._process.returncode}); starting it again", file=sys.stderr)
             self._process = self._spawn()
-        self._process.terminate()
-        try:
-            self._process.wait(self.STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end_process(self._process, self.STOP_SECONDS)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         with open(self.log, "ab") as log:

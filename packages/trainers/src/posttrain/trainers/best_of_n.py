@@ -9,6 +9,7 @@ posttrain.eval_harness.best_of_n.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -20,17 +21,13 @@ from posttrain.core.clients import Completion, RewardClient
 from posttrain.core.config import Settings as BaseSettings
 from posttrain.core.errors import RequestError
 from posttrain.core.files import write_jsonl
-from posttrain.core.metrics import MetricsLog, Progress
 from posttrain.core.seeds import derive_seed
-from posttrain.data.chat import load_tokenizer
-from posttrain.trainers.best_of_n_curve import SAMPLES, PromptSamples, curve_sizes, point, read_samples
-from posttrain.trainers.models import context_length, load_policy
-from posttrain.trainers.online_inputs import read_prompts, services
+from posttrain.trainers.best_of_n_curve import SAMPLES, PromptSamples, curve_sizes, point
+from posttrain.trainers.chunked_samples import completion_metrics, prompts_to_sample, sample_in_chunks
 from posttrain.trainers.phases import Phases
-from posttrain.trainers.quiet import quiet
 from posttrain.trainers.registry import Method
 from posttrain.trainers.rewards import score_completions, weighted_sum
-from posttrain.trainers.rollouts import RenderedPrompt, VersionedPolicy, fixed_policy
+from posttrain.trainers.rollouts import RenderedPrompt, VersionedPolicy
 from posttrain.trainers.stage import StageInputs
 
 
@@ -68,38 +65,12 @@ class Settings(BaseSettings):
 
 def train(settings: Settings, inputs: StageInputs) -> dict[str, Any]:
     """Samples and scores, writes `samples.jsonl`; the summary has the curve over n. Trains nothing."""
-    policy_client, reward = services(inputs)
-    with quiet():
-        context = context_length(load_policy(inputs.start))
-    prompts = read_prompts(
-        inputs.validation or inputs.source,
-        inputs.seed,
-        load_tokenizer(inputs.start),
-        context=context,
-        max_new_tokens=settings.max_new_tokens,
-        max_prompt_tokens=settings.max_prompt_tokens,
-    )
+    prompts = prompts_to_sample(settings, inputs, inputs.validation or inputs.source)
     if len(prompts) < 2:
         raise RequestError("best_of_n has one prompt only, and standard errors are over prompts; give it two or more")
-    policy = fixed_policy(policy_client, inputs.start)
-    chunks = [prompts[i : i + settings.chunk_prompts] for i in range(0, len(prompts), settings.chunk_prompts)]
-    files = [inputs.run.state / f"chunk-{number:05d}.jsonl" for number in range(len(chunks))]
-    log = MetricsLog(inputs.run.metrics_path, inputs.trackers, inputs.run.path.name)
-    log.truncate(after_step=sum(file.exists() for file in files) - 1)
-    rows: list[PromptSamples] = []
-    with Progress(len(prompts), "best of n") as progress:
-        for number, (chunk, file) in enumerate(zip(chunks, files, strict=True)):
-            if not file.exists():
-                sampled, metrics = sample_chunk(settings, inputs.seed, policy, reward, chunk, number)
-                log.log(number, **metrics)
-                # Last: the file says that the chunk is done, and a row that was logged too early is cut off again.
-                write_jsonl(file, sampled)
-            rows += read_samples(file)
-            progress.advance(len(rows))
+    rows: list[PromptSamples]
+    rows, spent = sample_in_chunks("best of n", settings, inputs, prompts, partial(sample_chunk, settings, inputs.seed))
     write_jsonl(inputs.run.path / SAMPLES, rows)
-    logged = log.rows()
-    seconds = sorted({name for row in logged for name in row if name.startswith("seconds")})
-    spent = {name: sum(row.get(name) or 0.0 for row in logged) for name in ("tokens_generated", *seconds)}
     return {
         "prompts": len(rows),
         "completions": sum(len(row["reward"]) for row in rows),
@@ -129,7 +100,6 @@ def sample_chunk(
             temperature=1.0,
             seed=derive_seed(seed, "best_of_n", number),
         )
-    flat = [completion for of_prompt in choices for completion in of_prompt]
     with phases("reward"):
         scores = score_distinct(reward, settings.sources, prompts, choices)
     weighted = weighted_sum(scores, settings.rewards)
@@ -144,12 +114,9 @@ def sample_chunk(
         }
         for i, (prompt, of_prompt) in enumerate(zip(prompts, choices, strict=True))
     ]
-    tokens = sum(len(completion.token_ids) for completion in flat)
     return rows, {
         **{f"score/{source}": float(values.mean()) for source, values in scores.items()},
-        "completion/length": tokens / len(flat),
-        "completion/truncated": sum(completion.finish_reason == "length" for completion in flat) / len(flat),
-        "tokens_generated": float(tokens),
+        **completion_metrics([completion for of_prompt in choices for completion in of_prompt]),
         **phases.logged,
     }
 

@@ -27,7 +27,6 @@ from posttrain.trainers.kto_data import Example, unpaired, with_mismatched_answe
 from posttrain.trainers.kto_loss import balanced_weights
 from posttrain.trainers.kto_trainer import Trainer, as_dataset, columns
 from posttrain.trainers.models import align_special_tokens, check_max_length, load_policy, save_checkpoint
-from posttrain.trainers.optimizers import build_optimizer
 from posttrain.trainers.order import training_order
 from posttrain.trainers.pair_logps import all_pair_logps, pair_layout
 from posttrain.trainers.preference_settings import PreferenceSettings
@@ -37,7 +36,7 @@ from posttrain.trainers.reference_logprobs import reference_logps
 from posttrain.trainers.registry import Method
 from posttrain.trainers.run_length import shortened
 from posttrain.trainers.stage import StageInputs
-from posttrain.trainers.trainer_bridge import one_device, train_and_report, training_arguments
+from posttrain.trainers.trainer_bridge import one_device, stage_optimizer, train_and_report, training_arguments
 
 
 class Settings(PreferenceSettings):
@@ -156,16 +155,13 @@ def build_trainer(
         precompute_ref_log_probs=True,  # done before, so that TRL keeps no reference model
     )
     one_device(arguments)
-    optimizer = build_optimizer(
-        model, settings.optimizer, lr=settings.lr, muon_lr=settings.muon_lr, weight_decay=settings.weight_decay
-    )
     trainer = Trainer(
         model=model,
         args=arguments,
         data_collator=columns,
         train_dataset=dataset,
         processing_class=tokenizer,
-        optimizers=(optimizer, None),
+        optimizers=(stage_optimizer(model, settings), None),
     )
     trainer.layout, trainer.order = layout, order
     return trainer

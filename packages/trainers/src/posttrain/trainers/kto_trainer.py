@@ -17,7 +17,7 @@ from trl import KTOTrainer
 from posttrain.trainers.forward import Layout, completion_logprobs
 from posttrain.trainers.kto_data import Example
 from posttrain.trainers.kto_loss import kl_baseline, kto_losses
-from posttrain.trainers.trainer_bridge import ResumableTrainer
+from posttrain.trainers.trainer_bridge import TokenisedTrainer
 
 Columns = dict[str, list[Any]]
 
@@ -43,17 +43,10 @@ def columns(rows: Sequence[dict[str, Any]]) -> Columns:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-class Trainer(ResumableTrainer, KTOTrainer):
+class Trainer(TokenisedTrainer, KTOTrainer):
     """TRL's trainer in a fixed order. Set `layout` after construction: what the model reads."""
 
     layout: Layout
-    loss_is_scaled_for_ga = True
-
-    def _prepare_dataset(self, dataset: Dataset, *more: Any, **options: Any) -> Dataset:
-        return dataset
-
-    def _precompute_ref_logps(self, dataset: Dataset, *more: Any, **options: Any) -> Dataset:
-        return dataset
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The micro-batches of a step, each with the step's z0, and their number of examples."""

@@ -16,26 +16,18 @@ from trl import DPOConfig, DPOTrainer
 from posttrain.core.seeds import derive_seed
 from posttrain.trainers.comparisons import Comparison
 from posttrain.trainers.forward import Layout
-from posttrain.trainers.optimizers import build_optimizer
 from posttrain.trainers.order import training_order
 from posttrain.trainers.pair_logps import as_pair, pair_logps, pair_rows
 from posttrain.trainers.preference_settings import Objective, PreferenceSettings
 from posttrain.trainers.run_length import shortened
 from posttrain.trainers.stage import StageInputs
-from posttrain.trainers.trainer_bridge import ResumableTrainer, one_device, training_arguments
+from posttrain.trainers.trainer_bridge import TokenisedTrainer, one_device, stage_optimizer, training_arguments
 
 
-class PreferenceTrainer(ResumableTrainer, DPOTrainer):
+class PreferenceTrainer(TokenisedTrainer, DPOTrainer):
     """The loss of a step is the mean over its pairs, whatever its micro-batches. Set `objective` before training."""
 
     objective: Objective
-    loss_is_scaled_for_ga = True
-
-    def _prepare_dataset(self, dataset: Dataset, *more: Any, **options: Any) -> Dataset:
-        return dataset
-
-    def _precompute_ref_logps(self, dataset: Dataset, *more: Any, **options: Any) -> Dataset:
-        return dataset
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The micro-batches of a step, each of which is told how many pairs the step has."""
@@ -127,12 +119,7 @@ def build_trainer(
         data_collator=PairCollator(layout, arguments.device),
         train_dataset=Dataset.from_dict({**columns, **references}),
         processing_class=tokenizer,
-        optimizers=(
-            build_optimizer(
-                model, settings.optimizer, lr=settings.lr, muon_lr=settings.muon_lr, weight_decay=settings.weight_decay
-            ),
-            None,
-        ),
+        optimizers=(stage_optimizer(model, settings), None),
     )
     trainer.order = order
     trainer.objective = objective

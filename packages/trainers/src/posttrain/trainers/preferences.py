@@ -8,26 +8,23 @@ none: accuracy there is measured against the truth.
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, TypedDict, cast
+from functools import partial
+from typing import Any, TypedDict
 
 from pydantic import Field
 
 from posttrain.core.clients import RewardClient
 from posttrain.core.config import Settings as BaseSettings
 from posttrain.core.errors import WorkError
-from posttrain.core.files import read_jsonl, write_jsonl
-from posttrain.core.metrics import MetricsLog, Progress
+from posttrain.core.files import write_jsonl
 from posttrain.core.seeds import derive_seed
-from posttrain.data.chat import load_tokenizer
 from posttrain.data.rows import Prompt
-from posttrain.trainers.models import context_length, load_policy
-from posttrain.trainers.online_inputs import read_prompts, services
+from posttrain.trainers.chunked_samples import completion_metrics, prompts_to_sample, sample_in_chunks
 from posttrain.trainers.pairs import PromptPairs, Selection, flip_labels, pairs_of_prompt
 from posttrain.trainers.phases import Phases
-from posttrain.trainers.quiet import quiet
 from posttrain.trainers.registry import Method
 from posttrain.trainers.rewards import score_completions
-from posttrain.trainers.rollouts import RenderedPrompt, VersionedPolicy, fixed_policy
+from posttrain.trainers.rollouts import RenderedPrompt, VersionedPolicy
 from posttrain.trainers.stage import StageInputs
 
 
@@ -60,37 +57,13 @@ class Settings(BaseSettings):
 
 def train(settings: Settings, inputs: StageInputs) -> dict[str, Any]:
     """Writes `pairs.jsonl` and `heldout.jsonl` into the run directory; the counts as summary."""
-    policy_client, reward = services(inputs)
-    with quiet():
-        model = load_policy(inputs.start)
-    prompts = read_prompts(
-        inputs.source,
-        inputs.seed,
-        load_tokenizer(inputs.start),
-        context=context_length(model),
-        max_new_tokens=settings.max_new_tokens,
-        max_prompt_tokens=settings.max_prompt_tokens,
+    prompts = prompts_to_sample(settings, inputs, inputs.source)
+    rows: list[ScoredPrompt]
+    rows, spent = sample_in_chunks(
+        "preferences", settings, inputs, prompts, partial(sample_chunk, settings, inputs.seed)
     )
-    policy = fixed_policy(policy_client, inputs.start)
-    chunks = [prompts[i : i + settings.chunk_prompts] for i in range(0, len(prompts), settings.chunk_prompts)]
-    files = [inputs.run.state / f"chunk-{number:05d}.jsonl" for number in range(len(chunks))]
-    log = MetricsLog(inputs.run.metrics_path, inputs.trackers, inputs.run.path.name)
-    log.truncate(after_step=sum(file.exists() for file in files) - 1)
-    rows: list[ScoredPrompt] = []
-    with Progress(len(prompts), "preferences") as progress:
-        for number, (chunk, file) in enumerate(zip(chunks, files, strict=True)):
-            if not file.exists():
-                scored, metrics = sample_chunk(settings, inputs.seed, policy, reward, chunk, number)
-                log.log(number, **metrics)
-                # Last: the file says that the chunk is done, and a row that was logged too early is cut off again.
-                write_jsonl(file, scored)
-            rows += [cast(ScoredPrompt, row) for row in read_jsonl(file)]
-            progress.advance(len(rows))
-    logged = log.rows()
-    seconds = sorted({name for row in logged for name in row if name.startswith("seconds/")})
-    totals = {name: sum(row.get(name) or 0.0 for row in logged) for name in ("tokens_generated", *seconds)}
     summary = write_pairs(settings, inputs, [prompt.prompt for prompt in prompts], rows)
-    return {**summary, "totals": {"prompts_seen": len(prompts), **totals}}
+    return {**summary, "totals": {"prompts_seen": len(prompts), **spent}}
 
 
 class ScoredPrompt(TypedDict):
@@ -140,10 +113,8 @@ def sample_chunk(
         "pairs/count": float(sum(len(of.pairs) for of in made)),
         "pairs/ties": float(sum(of.tie for of in made)),
         "pairs/score_gap": _mean_gap(made),
-        "completion/length": sum(len(completion.token_ids) for completion in flat) / len(flat),
-        "completion/truncated": sum(completion.finish_reason == "length" for completion in flat) / len(flat),
-        "tokens_generated": float(sum(len(completion.token_ids) for completion in flat)),
-        **{f"seconds/{name}": value for name, value in phases.seconds.items()},
+        **completion_metrics(flat),
+        **phases.logged,
     }
 
 

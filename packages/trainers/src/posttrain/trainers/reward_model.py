@@ -24,7 +24,6 @@ from posttrain.trainers.comparisons import Comparison, Comparisons, comparisons,
 from posttrain.trainers.held_out import split_held_out
 from posttrain.trainers.models import align_special_tokens, check_max_length, load_sequence_classifier, save_checkpoint
 from posttrain.trainers.offline import OfflineSettings
-from posttrain.trainers.optimizers import build_optimizer
 from posttrain.trainers.order import training_order
 from posttrain.trainers.quiet import quiet
 from posttrain.trainers.ranking_loss import ranking_loss
@@ -35,8 +34,9 @@ from posttrain.trainers.run_length import shortened
 from posttrain.trainers.shared_prompt import SharedPromptCollator
 from posttrain.trainers.stage import StageInputs
 from posttrain.trainers.trainer_bridge import (
-    ResumableTrainer,
+    TokenisedTrainer,
     one_device,
+    stage_optimizer,
     train_and_report,
     training_arguments,
 )
@@ -55,16 +55,11 @@ class Settings(OfflineSettings):
     """Longest of these answers in tokens."""
 
 
-class _Trainer(ResumableTrainer, RewardTrainer):
+class _Trainer(TokenisedTrainer, RewardTrainer):
     """TRL's RewardTrainer in a fixed order, on tokenised comparisons that share their prompt's computation.
 
     TRL's own loss takes pairs only and computes each prompt twice; on pairs this one equals it.
     """
-
-    def _prepare_dataset(self, dataset: Dataset, *more: Any, **options: Any) -> Dataset:
-        return dataset
-
-    loss_is_scaled_for_ga = True
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The micro-batches of a step and their number of examples; `compute_loss` gives each micro-batch its share."""
@@ -156,16 +151,13 @@ def build_trainer(
     )
     one_device(arguments)
     dataset = Dataset.from_list([{"prompt_ids": row.prompt_ids, "answers": row.answers} for row in rows])
-    optimizer = build_optimizer(
-        model, settings.optimizer, lr=settings.lr, muon_lr=settings.muon_lr, weight_decay=settings.weight_decay
-    )
     trainer = _Trainer(
         model=model,
         args=arguments,
         data_collator=SharedPromptCollator(tokenizer.pad_token_id),
         train_dataset=dataset,
         processing_class=tokenizer,
-        optimizers=(optimizer, None),
+        optimizers=(stage_optimizer(model, settings), None),
     )
     lengths = [row.tokens for row in rows]
     order = training_order(lengths, settings.batch_size, settings.epochs, inputs.seed, settings.bucket)

@@ -25,7 +25,6 @@ from posttrain.trainers.demonstrations import IGNORED, Demonstrations, demonstra
 from posttrain.trainers.held_out import split_held_out
 from posttrain.trainers.models import align_special_tokens, check_max_length, load_policy, save_checkpoint
 from posttrain.trainers.offline import OfflineSettings
-from posttrain.trainers.optimizers import build_optimizer
 from posttrain.trainers.order import training_order
 from posttrain.trainers.quiet import quiet
 from posttrain.trainers.registry import Method
@@ -34,6 +33,7 @@ from posttrain.trainers.stage import StageInputs
 from posttrain.trainers.trainer_bridge import (
     ResumableTrainer,
     one_device,
+    stage_optimizer,
     train_and_report,
     training_arguments,
 )
@@ -143,15 +143,12 @@ def build_trainer(
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     one_device(arguments)
-    optimizer = build_optimizer(
-        model, settings.optimizer, lr=settings.lr, muon_lr=settings.muon_lr, weight_decay=settings.weight_decay
-    )
     trainer = _Trainer(
         model=model,
         args=arguments,
         train_dataset=dataset,
         processing_class=tokenizer,
-        optimizers=(optimizer, None),
+        optimizers=(stage_optimizer(model, settings), None),
     )
     lengths = [len(ids) for ids in dataset["input_ids"]]
     bucket = 1 if settings.packing else settings.bucket

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -21,6 +22,7 @@ from posttrain.core.errors import WorkError
 from posttrain.core.files import atomic_write_text, disk_errors
 from posttrain.core.metrics import MetricsLog, Progress
 from posttrain.trainers.offline import OfflineSettings
+from posttrain.trainers.optimizers import build_optimizer
 from posttrain.trainers.run_length import tokens_after_steps
 
 COMPLETE = "complete"
@@ -60,6 +62,19 @@ class ResumableTrainer(Trainer):
         with disk_errors(folder):
             Trainer._save_checkpoint(self, model, trial)
         atomic_write_text(folder / COMPLETE, "")
+
+
+class TokenisedTrainer(ResumableTrainer):
+    """The same for data that come tokenised, with the reference's log-probabilities where those are needed: TRL must
+    prepare nothing."""
+
+    loss_is_scaled_for_ga = True  # each micro-batch gives its share of the step's mean
+
+    def _prepare_dataset(self, dataset: Dataset, *more: Any, **options: Any) -> Dataset:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Dataset, *more: Any, **options: Any) -> Dataset:
+        return dataset
 
 
 def newest_checkpoint(state: Path) -> Path | None:
@@ -113,6 +128,13 @@ def training_arguments(
         "remove_unused_columns": False,
         "push_to_hub": False,
     }
+
+
+def stage_optimizer(model: torch.nn.Module, settings: OfflineSettings) -> torch.optim.Optimizer:
+    """The optimiser that the settings name, over all trainable parameters."""
+    return build_optimizer(
+        model, settings.optimizer, lr=settings.lr, muon_lr=settings.muon_lr, weight_decay=settings.weight_decay
+    )
 
 
 def one_device(arguments: TrainingArguments) -> None:
