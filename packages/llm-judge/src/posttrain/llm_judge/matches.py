@@ -54,8 +54,8 @@ class Played:
 
     match: Match
     judged: Sequence[Judged]
-    """The games that count, with their answers: all that have one, or, where the match was stopped as clear, those of the
-    prompts that it took. What was asked beyond them is kept in the store, and enters no rate."""
+    """The games that count, with their answers: all that have one or, where the match was stopped as clear, those of
+    the prompts that it took. What was asked beyond them is kept in the store, and enters no rate."""
     report: Report
     clear: Clear | None = None
     """When it was clear; None: it was not, or nobody asked."""
