@@ -95,6 +95,27 @@ def test_unicode_line_separators_do_not_split_rows(tmp_path):
     assert read_jsonl(tmp_path / "rows.jsonl") == rows
 
 
+def test_rows_go_to_the_disk_as_they_come_and_to_their_place_at_the_end(tmp_path):
+    def rows():
+        for number in range(100):
+            yield {"number": number, "text": "x" * 10_000}
+        (unfinished,) = tmp_path.iterdir()
+        assert unfinished.name != "rows.jsonl"
+        assert unfinished.stat().st_size > 900_000
+
+    write_jsonl(tmp_path / "rows.jsonl", rows())
+    assert [row["number"] for row in read_jsonl(tmp_path / "rows.jsonl")] == list(range(100))
+    assert os.listdir(tmp_path) == ["rows.jsonl"]
+
+
+def test_rows_that_end_in_an_error_leave_the_old_file(tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [{"old": 1}])
+    with pytest.raises(ValueError, match="Out of range"):
+        write_jsonl(tmp_path / "rows.jsonl", [{"new": 1}, {"new": float("nan")}])
+    assert read_jsonl(tmp_path / "rows.jsonl") == [{"old": 1}]
+    assert os.listdir(tmp_path) == ["rows.jsonl"]
+
+
 def test_numbers_that_are_not_finite_are_refused(tmp_path):
     with pytest.raises(ValueError, match="Out of range"):
         atomic_write_json(tmp_path / "x.json", {"a": float("nan")})
