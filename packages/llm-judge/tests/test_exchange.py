@@ -50,6 +50,8 @@ def judgements(draw):
         questions=draw(several),
         answers_a=draw(several),
         answers_b=draw(several),
+        cut_a=draw(st.booleans()),
+        cut_b=draw(st.booleans()),
         history=draw(st.lists(st.builds(dict, role=st.sampled_from(["system", "user"]), content=texts), max_size=2)),
         reference=draw(st.none() | texts),
         rubric=draw(st.none() | texts),

@@ -170,3 +170,19 @@ def test_the_service_sees_the_conversation_and_the_reference(service):
     assert items[2]["prompt"][1:] == [{"role": "user", "content": "one?"}]
     assert items[2]["completion"] == "1"
     assert items[3]["reference"] == "plain"
+
+
+def test_a_cut_answer_is_scored_without_an_end_and_is_another_game(service):
+    whole, cut = game("a", "bb"), game("a", "bb", cut_b=True)
+    decide([cut, Game(cut.comparison, "ba")])
+    items = [item for request in service.requests for item in request]
+    assert {item["completion"]: item.get("finish_reason", "stop") for item in items} == {"a": "stop", "bb": "length"}
+    assert "cut" not in whole.definition()
+    assert cut.definition() == {**whole.definition(), "cut": [False, True]}
+    assert Game(cut.comparison, "ba").definition()["cut"] == [True, False]
+
+
+def test_only_the_last_answer_of_a_conversation_can_be_cut():
+    two = Comparison(questions=("q", "r"), answers_a=("a", "b"), answers_b=("c", "d"), cut_a=True)
+    assert "cut" not in Game(two, "ab", turn=1).definition()
+    assert Game(two, "ab").definition()["cut"] == [True, False]

@@ -2,19 +2,15 @@
 
 import asyncio
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 from openai.types.chat import ChatCompletion
 
 from posttrain.core.errors import RequestError
-from posttrain.core.process import die_with_parent
-from posttrain.core.serving import free_port
 from posttrain.llm_judge.comparisons import Comparison, Game
 from posttrain.llm_judge.judges.qualities import hashed, table
 from posttrain.llm_judge.judges.script import Script
@@ -23,15 +19,13 @@ from posttrain.llm_judge.judges.scripted_command import serve_scripted_judge
 from posttrain.llm_judge.judges.scripted_server import Faults, ScriptedServer
 from posttrain.llm_judge.protocols import NAMES, Token, load_protocol
 
+sys.path.insert(0, str(Path(__file__).parent))
+from scripted_service import scripted_service
+
 PROTOCOLS = [load_protocol(name) for name in NAMES]
 ALPACA = PROTOCOLS[0]
 
 LATENCY = 0.5
-SERVE = """
-import typer
-from posttrain.llm_judge.judges.scripted_command import serve_scripted_judge as serve
-typer.run(serve)
-"""
 
 
 def server(script=None, faults=None, log=None, quality=None):
@@ -184,25 +178,9 @@ def test_wrong_options_are_refused_before_anything_is_served(options, why):
 @pytest.fixture
 def served(tmp_path):
     """A server process with a latency, its URL and its log."""
-    port, log = free_port(), tmp_path / "log.jsonl"
-    options = ["--port", str(port), "--latency", str(LATENCY), "--log", str(log), "--position-bias", "1.5"]
-    environment = {name: value for name, value in os.environ.items() if name != "POSTTRAIN_API_KEY"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVE, *options], env=environment, preexec_fn=lambda: die_with_parent(by=signal.SIGKILL)
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            assert process.poll() is None
-            try:
-                httpx.get(f"{url}/livez").raise_for_status()
-                break
-            except httpx.TransportError:
-                time.sleep(0.1)
+    log = tmp_path / "log.jsonl"
+    with scripted_service(log, "--latency", LATENCY, "--position-bias", 1.5) as url:
         yield url, log
-    finally:
-        process.terminate()
-        assert process.wait(20) in (0, -signal.SIGTERM)
 
 
 @pytest.mark.service

@@ -85,6 +85,7 @@ def test_games_come_back_with_all_that_was_known_of_them(store):
             questions=("one", "two"),
             answers_a=("a1", "a2"),
             answers_b=("b1", "b2"),
+            cut_b=True,
             reference="right",
             rubric="kindness",
             category="writing",
@@ -102,7 +103,7 @@ def test_games_come_back_with_all_that_was_known_of_them(store):
 
 
 def test_a_game_of_the_first_turn_is_kept_with_the_turns_that_were_seen(store):
-    whole = Comparison(questions=("one", "two"), answers_a=("a1", "a2"), answers_b=("b1", "b2"))
+    whole = Comparison(questions=("one", "two"), answers_a=("a1", "a2"), answers_b=("b1", "b2"), cut_a=True)
     judgement, of = judged(Game(whole, "ab", turn=1))
     store.put(judgement, of)
     [(_, found)] = store.annotations()

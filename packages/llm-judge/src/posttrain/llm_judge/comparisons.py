@@ -22,6 +22,9 @@ class Comparison(BaseModel):
     answers_a: tuple[str, ...] = Field(min_length=1)
     """A's answer to each question."""
     answers_b: tuple[str, ...] = Field(min_length=1)
+    cut_a: bool = False
+    """Whether A's last answer was cut at its greatest length: a reward model reads it without an end."""
+    cut_b: bool = False
     history: tuple[Message, ...] = ()
     """What was said before the first question, alike for both."""
     reference: str | None = None
@@ -70,11 +73,20 @@ class Game:
         both = {"a": self.comparison.answers_a, "b": self.comparison.answers_b}
         return tuple(both[which][: self.turns] for which in self.order)
 
+    @property
+    def cut(self) -> dict[str, bool]:
+        """Whether A's and B's answers end, where this game ends, because they were cut."""
+        last = self.turns == len(self.comparison.questions)
+        return {"a": last and self.comparison.cut_a, "b": last and self.comparison.cut_b}
+
     def definition(self) -> dict[str, Any]:
         """All of it that a judge may see, and the replicate: what tells two games of one judge apart. A and B are not
         in it: the same two texts in the same order are the same game whoever wrote them."""
         asked = self.comparison
+        # Left out where nothing was cut, as most files of answers have it.
+        cut = [self.cut[which] for which in self.order]
         return {
+            **({"cut": cut} if any(cut) else {}),
             "history": [message.model_dump() for message in asked.history],
             "questions": list(asked.questions[: self.turns]),
             "answers": [list(texts) for texts in self.shown],

@@ -108,6 +108,9 @@ class OurRow(BaseModel):
     """The turns one by one, where there are several; `instruction` has them joined."""
     answers_1: list[str] | None = None
     answers_2: list[str] | None = None
+    cut_1: bool = False
+    """Whether `output_1` ends because it was cut; left out where neither does."""
+    cut_2: bool = False
 
 
 def annotator_name(judge: Mapping[str, Any]) -> str:
@@ -154,6 +157,8 @@ def to_row(judgement: Judgement, game: Game) -> dict[str, Any]:
     if turns > 1:
         row["questions"] = list(asked.questions[:turns])
         row["answers_1"], row["answers_2"] = list(asked.answers_a[:turns]), list(asked.answers_b[:turns])
+    if any(game.cut.values()):
+        row["cut_1"], row["cut_2"] = game.cut["a"], game.cut["b"]
     return row
 
 
@@ -189,6 +194,8 @@ def _from_ours(row: Mapping[str, Any], where: str) -> Judged:
         questions=ours.questions or [ours.instruction],
         answers_a=ours.answers_1 or [ours.output_1],
         answers_b=ours.answers_2 or [ours.output_2],
+        cut_a=ours.cut_1,
+        cut_b=ours.cut_2,
         generator_a=ours.generator_1,
         generator_b=ours.generator_2,
         reference=ours.reference,

@@ -13,6 +13,8 @@ from posttrain.llm_judge.comparisons import Comparison, Game
 
 PLAIN = ("category", "generator_a", "generator_b", "human", "prompt_id")
 """Fields of a comparison that are kept as they are, short and seldom shared."""
+CUT = ("cut_a", "cut_b")
+"""Kept where they are true."""
 SINGLE = ("reference", "rubric")
 SEVERAL = ("questions", "answers_a", "answers_b")
 TEXTS_KEPT = 10_000
@@ -23,6 +25,7 @@ def comparison_id(connection: sqlite3.Connection, game: Game) -> int:
     """The id of a game's comparison, cut to the turns that the judge sees; it is stored if it was not."""
     asked = game.comparison
     content: dict[str, Any] = {name: getattr(asked, name) for name in PLAIN}
+    content |= {f"cut_{which}": True for which, cut in game.cut.items() if cut}
     for name in SEVERAL:
         content[name] = [_text_id(connection, text) for text in getattr(asked, name)[: game.turns]]
     for name in SINGLE:
@@ -43,7 +46,7 @@ class Texts:
         """The comparison that `comparison_id` gave this id."""
         stored = self._connection.execute("SELECT content FROM comparisons WHERE id = ?", (id,)).fetchone()[0]
         content = json.loads(stored)
-        fields = {name: content[name] for name in PLAIN}
+        fields = {name: content[name] for name in PLAIN} | {name: content.get(name, False) for name in CUT}
         fields |= {name: tuple(map(self._text, content[name])) for name in SEVERAL}
         fields |= {name: None if content[name] is None else self._text(content[name]) for name in SINGLE}
         history = tuple(Message(role=role, content=self._text(text)) for role, text in content["history"])

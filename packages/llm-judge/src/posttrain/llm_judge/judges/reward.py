@@ -145,11 +145,12 @@ def verdict(scores: Sequence[float], scale: Scale) -> tuple[str, float]:
 
 
 def _items(game: Game) -> list[dict[str, Any]]:
-    """Each answer shown, as the reward service takes it: the last turn after the conversation before it."""
+    """Each answer shown, as the reward service takes it: the last turn after the conversation before it, and whether it
+    has an end."""
     asked = game.comparison
     history = [message.model_dump() for message in asked.history]
     items = []
-    for answers in game.shown:
+    for which, answers in zip(game.order, game.shown, strict=True):
         turns = list(zip(asked.questions, answers, strict=False))
         before = [
             {"role": role, "content": text}
@@ -157,7 +158,8 @@ def _items(game: Game) -> list[dict[str, Any]]:
             for role, text in (("user", question), ("assistant", answer))
         ]
         prompt = [*history, *before, {"role": "user", "content": turns[-1][0]}]
-        items.append({"prompt": prompt, "completion": turns[-1][1], "reference": _reference(asked.reference)})
+        item = {"prompt": prompt, "completion": turns[-1][1], "reference": _reference(asked.reference)}
+        items.append({**item, "finish_reason": "length"} if game.cut[which] else item)
     return items
 
 
