@@ -17,8 +17,8 @@ from typing import Any
 
 from benchmarks.machine import machine
 from benchmarks.peer_runs import PeerRuns
+from posttrain.core.commits import git_commit
 from posttrain.core.files import append_jsonl, atomic_write_json
-from posttrain.trainers.provenance import git_commit
 
 RESULTS = Path(__file__).parents[1] / "results" / "bench"
 HISTORY = "history.jsonl"

@@ -4,13 +4,14 @@ Reads the process and its surroundings; knows nothing of stages. What a run cost
 """
 
 import platform
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from posttrain.core.commits import git_commit
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "numpy")
 
@@ -36,25 +37,6 @@ def environment(threads: int | None) -> dict[str, Any]:
         },
         "threads": threads,
     }
-
-
-def git_commit() -> str | None:
-    """The commit that this code was checked out at, with `+` when the files differ from it; None outside a clone."""
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            command = ["git", "-C", str(folder), *arguments]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    # An installed wheel may lie inside some other repository: only files that it tracks count.
-    if not commit or not git("ls-files", "--error-unmatch", __file__):
-        return None
-    return commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def _processor() -> str:
