@@ -96,7 +96,12 @@ def _identity(sample: Mapping[str, Any]) -> dict[str, str]:
     """What tells an item from others, and ties it to some, in its item file."""
     doc = sample["doc"]
     cluster = {} if doc.get(KEY) is None else {KEY: str(doc[KEY])}
-    return {"id": str(doc.get("id", doc.get("key", sample["doc_id"]))), **cluster}
+    return {"id": item_id(doc, sample["doc_id"]), **cluster}
+
+
+def item_id(doc: Mapping[str, Any], number: int) -> str:
+    """What an item is called in item files; `number` is its place in the task."""
+    return str(doc.get("id", doc.get("key", number)))
 
 
 def _shown(key: str) -> str:
