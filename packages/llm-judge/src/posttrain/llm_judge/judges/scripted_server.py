@@ -75,7 +75,7 @@ class Refused(Exception):
 
 
 class ScriptedServer:
-    """The application. `log`: a file that lines are added to: `time`, `game`, a digest of model and prompt, `status`,
+    """The application. `log`: a file that lines are added to: `time`, `game` as `logged_game` has it, `status`,
     `reminded`, and for answers `garbled`."""
 
     def __init__(
@@ -126,8 +126,7 @@ class ScriptedServer:
         if protocol is None:
             raise Refused(400, "the system message is none of a known protocol's; name its template with --protocol")
         reminded = len(request.messages) > 2
-        asked = "\0".join((request.model, *(message.content for message in request.messages[:2])))
-        line: dict[str, Any] = {"game": hashlib.sha256(asked.encode()).hexdigest()[:32], "reminded": reminded}
+        line: dict[str, Any] = {"game": logged_game(request.model, request.messages), "reminded": reminded}
         try:
             game, nonce = protocol.parse(request.messages)
             said = reply(self.script, self.quality, protocol, game, nonce, reminded=reminded)
@@ -159,6 +158,12 @@ class ScriptedServer:
     def _note(self, line: dict[str, Any]) -> None:
         if self._log:
             self._log.write(orjson.dumps({"time": time.time()} | line) + b"\n")
+
+
+def logged_game(model: str, messages: Sequence[Message]) -> str:
+    """How the log calls the game that a prompt asks about, reminded or not."""
+    asked = "\0".join((model, *(message.content for message in messages[:2])))
+    return hashlib.sha256(asked.encode()).hexdigest()[:32]
 
 
 def _completion(request: ChatRequest, said: Reply, game: str) -> dict[str, Any]:
