@@ -27,6 +27,8 @@ class Annotations:
     generator_b: str | None
     instructions: Sequence[str]
     """(n,) what was asked, by which files of difficulties know it."""
+    turns: Sequence[int]
+    """(n,) how many turns of it the judge saw."""
     pairs: Pairs
     """(n,) a row for each two answers."""
 
@@ -82,7 +84,7 @@ def difficulties_of(instructions: Sequence[str], known: Mapping[str, float], pat
     return np.array([known[instruction] for instruction in instructions])
 
 
-def _table(pairs: Sequence[Mapping[Order, Judged]]) -> tuple[list[str], Pairs]:
+def _table(pairs: Sequence[Mapping[Order, Judged]]) -> tuple[list[str], list[int], Pairs]:
     def numbers(values: Iterable[float | None]) -> Floats:
         return np.array([math.nan if value is None else value for value in values], dtype=float)
 
@@ -91,7 +93,8 @@ def _table(pairs: Sequence[Mapping[Order, Judged]]) -> tuple[list[str], Pairs]:
 
     games = [next(iter(pair.values()))[1] for pair in pairs]
     asked = [game.comparison for game in games]
-    return [TURNS.join(game.comparison.questions[: game.turns]) for game in games], Pairs(
+    instructions = [TURNS.join(game.comparison.questions[: game.turns]) for game in games]
+    return instructions, [game.turns for game in games], Pairs(
         first=likes("ab"),
         second=likes("ba"),
         prompts=[comparison.prompt_id for comparison in asked],

@@ -114,11 +114,16 @@ class OurRow(BaseModel):
 
 
 def annotator_name(judge: Mapping[str, Any]) -> str:
-    """A judge in one word: its model and the beginning of its identity's digest, for two protocols on one model are
-    two annotators; of one that only a file is known of, the name in the file."""
+    """A judge in one word: its model, or the source of scores, its protocol, and the beginning of its identity's
+    digest, for two settings of one model are two annotators; of one that only a file is known of, the name in the
+    file."""
     if judge.get("backend") == FOREIGN:
         return str(judge["annotator"])
-    return f"{judge.get('model', 'judge')}-{digest_json(dict(judge))[:8]}"
+    request, protocol = judge.get("request"), judge.get("protocol")
+    asked = request.get("model") if isinstance(request, Mapping) else None
+    named = judge.get("model") or asked or judge.get("source") or judge.get("judge") or "judge"
+    manner = protocol.get("name") if isinstance(protocol, Mapping) else protocol
+    return "-".join(str(part) for part in (named, manner, digest_json(dict(judge))[:8]) if part)
 
 
 def to_row(judgement: Judgement, game: Game) -> dict[str, Any]:

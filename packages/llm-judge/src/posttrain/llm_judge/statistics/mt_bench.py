@@ -43,16 +43,21 @@ class PairwiseScore:
 
 
 def grades(
-    values: ArrayLike, turns: Sequence[int], prompts: Sequence[str], categories: Sequence[str | None] = ()
+    values: ArrayLike,
+    turns: Sequence[int],
+    prompts: Sequence[str],
+    categories: Sequence[str | None] = (),
+    scale: tuple[float, float] = (1, 10),
 ) -> Breakdown:
-    """Mean grades of one model from `values` (n,) on a scale of 1 to 10, NaN without a grade.
+    """Mean grades of one model from `values` (n,) between the ends of a `scale`, NaN without a grade.
 
     `turns` (n,) count from 1; `categories` (n,) or none, and None where an answer is in no category. ValueError for
     grades off the scale or unequal lengths.
     """
     x = np.asarray(values, dtype=float)
-    if not ((x >= 1) & (x <= 10) | np.isnan(x)).all():
-        raise ValueError(f"grades lie between 1 and 10, not {x[(x < 1) | (x > 10)][0]:g}")
+    low, high = scale
+    if not ((x >= low) & (x <= high) | np.isnan(x)).all():
+        raise ValueError(f"grades lie between {low:g} and {high:g}, not {x[(x < low) | (x > high)][0]:g}")
     return _breakdown(x, turns, prompts, categories)
 
 
