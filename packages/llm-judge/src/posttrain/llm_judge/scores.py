@@ -43,7 +43,7 @@ def scores(
         "bias": asdict(bias),
         "warnings": warnings,
     }
-    return {key: _known(value) for key, value in said.items()}
+    return {key: as_json(value) for key, value in said.items()}
 
 
 def _length_controlled(pairs: Pairs, difficulty: Floats, weights: tuple[float, float] | None) -> dict[str, Any]:
@@ -57,10 +57,10 @@ def _length_controlled(pairs: Pairs, difficulty: Floats, weights: tuple[float, f
     return dict(zip(LENGTH_CONTROLLED, (100 * rate.value, 100 * rate.standard_error, used), strict=True))
 
 
-def _known(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """`value` as JSON takes it: None for what is not finite."""
     if isinstance(value, Mapping):
-        return {key: _known(inner) for key, inner in value.items()}
+        return {key: as_json(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_known(inner) for inner in value]
+        return [as_json(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
