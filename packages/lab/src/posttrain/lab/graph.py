@@ -84,7 +84,7 @@ class _Planner:
             asked,
             reward_model=reward_model.run.checkpoint if reward_model else None,
             reward_identity=reward_model.identity.fingerprint if reward_model else self.external.get(LEARNED),
-            gold_identity=self._reward_definition(self.recipe.gold),
+            gold_identity=source_identity(self.recipe, self.external, self.recipe.gold),
             pairs=self.pairs,
             external_rewards=self.external,
         )
@@ -224,7 +224,7 @@ class _Planner:
         definition = {
             "settings": settings.definition(),
             "data": data,
-            "rewards": {name: self._reward_definition(name) for name in sorted(reward_sources)},
+            "rewards": {name: source_identity(self.recipe, self.external, name) for name in sorted(reward_sources)},
         }
         identity = StageIdentity(method, get_method(method).version, definition, self.seed, parents)
         stage = Stage(
@@ -242,25 +242,27 @@ class _Planner:
         )
         return self.stages.setdefault(identity.fingerprint, stage)
 
-    def _reward_definition(self, name: str) -> str | None:
-        """What defines a reward source; None for the recipe's own reward model, whose stage is a parent."""
-        if self.external:
-            if name not in self.external:
-                raise RequestError(f"the service in REWARD_URL has no source '{name}' {suggest(name, self.external)}")
-            return self.external[name]
-        verifiers, models = resolve(self.recipe.sources)
-        if name in verifiers:
-            verifier = verifiers[name]
-            # Under another name it is still the same verifier, and another one of the same version is not.
-            return verifier.version if verifier.name == name else f"{verifier.name} {verifier.version}"
-        if name in models:
-            return digest_checkpoint(resolve_model(models[name]).folder)
-        if name == LEARNED:
-            return None
-        raise RequestError(f"unknown reward source '{name}' {suggest(name, [*verifiers, *models, LEARNED])}")
-
     def _run(self, identity: StageIdentity) -> RunDirectory:
         return RunDirectory.of(self.root, self.recipe.name, identity)
+
+
+def source_identity(recipe: Recipe, external: Mapping[str, str], name: str) -> str | None:
+    """What defines a reward source; None for the recipe's own reward model, whose stage does. RequestError for a source
+    that neither the recipe nor the running service with the sources `external` has."""
+    if external:
+        if name not in external:
+            raise RequestError(f"the service in REWARD_URL has no source '{name}' {suggest(name, external)}")
+        return external[name]
+    verifiers, models = resolve(recipe.sources)
+    if name in verifiers:
+        verifier = verifiers[name]
+        # Under another name it is still the same verifier, and another one of the same version is not.
+        return verifier.version if verifier.name == name else f"{verifier.name} {verifier.version}"
+    if name in models:
+        return digest_checkpoint(resolve_model(models[name]).folder)
+    if name == LEARNED:
+        return None
+    raise RequestError(f"unknown reward source '{name}' {suggest(name, [*verifiers, *models, LEARNED])}")
 
 
 def _described(source: Source | None) -> dict[str, Any] | None:

@@ -90,6 +90,23 @@ class Evaluation(Settings):
         return {(key.partition("/")[0], key.partition("/")[2]): title for key, title in self.table.items()}
 
 
+class Judging(Settings):
+    """Whose answers `posttrain compare --judge` has judged against the SFT policy's. It changes no stage and no
+    evaluation."""
+
+    task: str
+    """The task of the evaluation whose answers are compared; a task that generates them."""
+    judges: tuple[str, ...] = Field(min_length=1)
+    """Sources of reward, each a judge: of a reward model's scores σ of the difference is the preference, of a
+    verifier's its sign. `rm` is the recipe's own reward model; `gold` is what the others are held against."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if len(set(self.judges)) < len(self.judges):
+            raise ValueError(f"judges names a source twice: {', '.join(self.judges)}")
+        return self
+
+
 class Budget(Settings):
     """Equal bounds for the arms of a comparison."""
 
@@ -136,6 +153,8 @@ class Recipe(Settings):
     """The verifier that is always logged and measured beside the learned reward."""
     evaluation: Evaluation
     """How every checkpoint is evaluated."""
+    judge: Judging | None = None
+    """What `posttrain compare --judge` judges; none: nothing that it could."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of trainer and services; none: all cores. Another number gives other last digits."""
     engine: EngineKind = "auto"
