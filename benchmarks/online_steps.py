@@ -17,8 +17,8 @@ from benchmarks.turns import Turns
 from posttrain.core.clients import Completion, PolicyClient, RewardClient
 from posttrain.core.metrics import MetricsLog
 from posttrain.core.runs import RunDirectory
+from posttrain.core.supervised import SupervisedService
 from posttrain.data.sources import Source
-from posttrain.lab.services import SupervisedService
 from posttrain.trainers.online_settings import OnlineSettings
 from posttrain.trainers.registry import get_method
 from posttrain.trainers.stage import StageInputs

@@ -25,8 +25,8 @@ from posttrain.core.clients import PolicyClient, StaleVersion
 from posttrain.core.errors import RequestError, WorkError
 from posttrain.core.serving import free_port
 from posttrain.core.stock_vllm import StockVllm, connect_policy
+from posttrain.core.supervised import SupervisedService
 from posttrain.data.nano import BASE
-from posttrain.lab.services import SupervisedService
 from posttrain.rollout.load import load_engine
 from posttrain.rollout.sampling import Sampling
 

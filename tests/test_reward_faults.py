@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 from posttrain.core.clients import RewardClient
+from posttrain.core.supervised import SupervisedService
 from posttrain.data import nano
-from posttrain.lab.services import SupervisedService
 from posttrain.trainers.models import align_special_tokens, load_sequence_classifier, save_checkpoint
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(240)]

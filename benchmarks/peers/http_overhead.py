@@ -42,7 +42,7 @@ def main() -> None:
         serve(wish.serve, wish.port)
         return
 
-    from posttrain.lab.services import SupervisedService
+    from posttrain.core.supervised import SupervisedService
 
     prompts = random_prompts(1024, ROLLOUT, 40)
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:

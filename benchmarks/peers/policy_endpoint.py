@@ -23,8 +23,8 @@ import torch
 from benchmarks.side_by_side import alternate, ratio, report, seconds
 from benchmarks.workloads import fastest_threads, generate, on_threads, random_prompts
 from posttrain.core.clients import PolicyClient
+from posttrain.core.supervised import SupervisedService
 from posttrain.data import nano
-from posttrain.lab.services import SupervisedService
 from posttrain.rollout.load import load_engine
 from posttrain.rollout.sampling import Sampling
 from posttrain.trainers.models import load_policy

@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.side_by_side import alternate, report
 from benchmarks.workloads import conversations, random_reward_model
 from posttrain.core.clients import RewardClient
-from posttrain.lab.services import SupervisedService
+from posttrain.core.supervised import SupervisedService
 from posttrain.reward_model.encoding import Answer
 from posttrain.reward_model.scorer import RewardModel
 

@@ -12,9 +12,9 @@ import pytest
 from benchmarks.workloads import conversations
 from posttrain.core.clients import PolicyClient, RewardClient
 from posttrain.core.runs import RunDirectory
+from posttrain.core.supervised import SupervisedService
 from posttrain.data import nano
 from posttrain.data.sources import Source
-from posttrain.lab.services import SupervisedService
 
 CORES = os.cpu_count() or 1
 

@@ -13,7 +13,8 @@ from types import TracebackType
 
 from posttrain.core.clients import PolicyClient, RewardClient
 from posttrain.core.stock_vllm import StockVllm, connect_policy
-from posttrain.lab.services import SupervisedService, vllm_python
+from posttrain.core.supervised import SupervisedService
+from posttrain.lab.services import vllm_python
 from posttrain.rollout.settings import EngineKind, VllmSettings
 
 VLLM_READY_SECONDS = 900.0

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from posttrain.core.errors import WorkError
-from posttrain.lab.services import SupervisedService
+from posttrain.core.supervised import SupervisedService
 
 SERVER = """
 import http.server, sys
