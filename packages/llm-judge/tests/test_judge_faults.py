@@ -66,12 +66,15 @@ print(json.dumps(scores(pairs_of(played.judged))))
 """
 
 
+Line = dict[str, Any]
+"""Of the server's log: a request."""
+
+
 @dataclass(frozen=True)
 class Stretch:
     """What happened between two kills."""
 
-    asked: Sequence[dict[str, Any]]
-    """The lines of the server's log."""
+    asked: Sequence[Line]
     stored: set[str]
     """Keys of the games that the store has at its end."""
 
@@ -107,12 +110,10 @@ def killed(
     with log.open("rb") as lines:
         for number in range(kills):
             with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-                if number % 4 == 3:
-                    time.sleep(chance.uniform(0.0, 1.5))
-                    asked = []
-                else:
-                    asked = wait_for_lines(lines, chance.randint(1, int(0.9 * games / kills)), process)
-                process.send_signal(signal.SIGKILL)
+                try:
+                    asked = wait(number, lines, process, chance, int(0.9 * games / kills))
+                finally:
+                    process.kill()
             assert process.returncode == -signal.SIGKILL
             settle(url)
             stretches.append(Stretch(asked + read(lines), keys(store)))
@@ -121,18 +122,24 @@ def killed(
     return said, stretches
 
 
-def wait_for_lines(lines: BinaryIO, number: int, process: subprocess.Popen) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    deadline = time.monotonic() + 60
-    while len(found) < number:
+def wait(
+    number: int, lines: BinaryIO, process: subprocess.Popen[bytes], chance: random.Random, most: int
+) -> list[Line]:
+    """Returns when it is time for this kill; the requests meanwhile."""
+    found: list[Line] = []
+    if number % 4 == 3:
+        time.sleep(chance.uniform(0.0, 1.5))
+        return found
+    requests, deadline = chance.randint(1, most), time.monotonic() + 60
+    while len(found) < requests:
         assert process.poll() is None, "the client ended before it was killed"
-        assert time.monotonic() < deadline, f"{len(found)} requests within a minute, not {number}"
+        assert time.monotonic() < deadline, f"{len(found)} requests within a minute, not {requests}"
         time.sleep(0.002)
         found += read(lines)
     return found
 
 
-def read(lines: BinaryIO) -> list[dict[str, Any]]:
+def read(lines: BinaryIO) -> list[Line]:
     """What is new in the log, whole lines only."""
     found = []
     while (line := lines.readline()).endswith(b"\n"):
