@@ -17,6 +17,9 @@ from posttrain.llm_judge.comparisons import Game, Order
 from posttrain.llm_judge.exchange import TURNS, Judged, annotator_name
 from posttrain.llm_judge.statistics.pairs import Floats, Pairs
 
+Paired = Mapping[Order, Judged]
+"""What was said of two answers, by the order in which they were shown."""
+
 
 @dataclass(frozen=True)
 class Annotations:
@@ -48,17 +51,26 @@ def tabulate(annotations: Iterable[Judged]) -> list[Annotations]:
     The two orders of a pair are brought together. What was asked again, another replicate or turn or the same answers
     once more, is a pair each time, of one prompt. Grades of single answers are no comparisons, and passed over.
     """
-    tables: dict[tuple[str, str | None, str | None], dict[Any, dict[Order, Judged]]] = defaultdict(dict)
+    tables: dict[tuple[str, str | None, str | None], list[Paired]] = defaultdict(list)
+    for pair in paired((said, game) for said, game in annotations if len(game.order) == 2):
+        judgement, game = next(iter(pair.values()))
+        asked = game.comparison
+        tables[annotator_name(judgement.judge), asked.generator_a, asked.generator_b].append(pair)
+    return [Annotations(*of, *_table(pairs)) for of, pairs in tables.items()]
+
+
+def paired(annotations: Iterable[Judged]) -> list[Paired]:
+    """What belongs to the same two answers brought together, in the order of first appearance: the two orders of a
+    comparison, or the grades of both answers. What was asked again is a pair each time."""
+    pairs: dict[Any, dict[Order, Judged]] = {}
     times: Counter[Any] = Counter()
     for judgement, game in annotations:
-        if len(game.order) == 1:
-            continue
         asked = game.comparison
-        of = annotator_name(judgement.judge), asked.generator_a, asked.generator_b
+        of = annotator_name(judgement.judge), asked.generator_a, asked.generator_b, len(game.order)
         pair = (*of, asked.prompt_id, asked.questions, asked.answers_a, asked.answers_b, game.turns, game.replicate)
         times[pair, game.order] += 1
-        tables[of].setdefault((pair, times[pair, game.order]), {})[game.order] = judgement, game
-    return [Annotations(*of, *_table(list(pairs.values()))) for of, pairs in tables.items()]
+        pairs.setdefault((pair, times[pair, game.order]), {})[game.order] = judgement, game
+    return list(pairs.values())
 
 
 def read_difficulties(path: Path) -> dict[str, float]:
@@ -84,7 +96,7 @@ def difficulties_of(instructions: Sequence[str], known: Mapping[str, float], pat
     return np.array([known[instruction] for instruction in instructions])
 
 
-def _table(pairs: Sequence[Mapping[Order, Judged]]) -> tuple[list[str], list[int], Pairs]:
+def _table(pairs: Sequence[Paired]) -> tuple[list[str], list[int], Pairs]:
     def numbers(values: Iterable[float | None]) -> Floats:
         return np.array([math.nan if value is None else value for value in values], dtype=float)
 
@@ -94,14 +106,18 @@ def _table(pairs: Sequence[Mapping[Order, Judged]]) -> tuple[list[str], list[int
     games = [next(iter(pair.values()))[1] for pair in pairs]
     asked = [game.comparison for game in games]
     instructions = [TURNS.join(game.comparison.questions[: game.turns]) for game in games]
-    return instructions, [game.turns for game in games], Pairs(
-        first=likes("ab"),
-        second=likes("ba"),
-        prompts=[comparison.prompt_id for comparison in asked],
-        length_a=numbers(_length(game, game.comparison.answers_a) for game in games),
-        length_b=numbers(_length(game, game.comparison.answers_b) for game in games),
-        human=numbers(comparison.human for comparison in asked),
-        categories=[comparison.category for comparison in asked],
+    return (
+        instructions,
+        [game.turns for game in games],
+        Pairs(
+            first=likes("ab"),
+            second=likes("ba"),
+            prompts=[comparison.prompt_id for comparison in asked],
+            length_a=numbers(_length(game, game.comparison.answers_a) for game in games),
+            length_b=numbers(_length(game, game.comparison.answers_b) for game in games),
+            human=numbers(comparison.human for comparison in asked),
+            categories=[comparison.category for comparison in asked],
+        ),
     )
 
 

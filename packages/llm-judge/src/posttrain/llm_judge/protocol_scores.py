@@ -4,14 +4,14 @@ Which one it is follows from the protocol's scale and turns, so a template of on
 Everything is JSON; win rates are in per cent, grades on the protocol's scale.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from posttrain.core.statistics import paired_difference
-from posttrain.llm_judge.annotations import Annotations
+from posttrain.llm_judge.annotations import Annotations, Paired, paired
 from posttrain.llm_judge.comparisons import Game, Order
 from posttrain.llm_judge.exchange import Judged
 from posttrain.llm_judge.protocols import Protocol
@@ -20,6 +20,7 @@ from posttrain.llm_judge.statistics.estimates import IntervalEstimate
 from posttrain.llm_judge.statistics.mt_bench import Breakdown, grades, pairwise
 
 BOTH: tuple[Order, Order] = ("ab", "ba")
+GRADED: tuple[Order, Order] = ("a", "b")
 
 
 def protocol_score(protocol: Protocol | None, judged: Sequence[Judged], table: Annotations | None) -> Any:
@@ -44,16 +45,8 @@ def protocol_score(protocol: Protocol | None, judged: Sequence[Judged], table: A
     return None
 
 
-def by_pair(judged: Sequence[Judged]) -> list[dict[Order, Judged]]:
-    """What was said of each comparison, replicate and turn, by order, in the order of first appearance."""
-    pairs: dict[tuple[int, int, int], dict[Order, Judged]] = {}
-    for judgement, game in judged:
-        pairs.setdefault((id(game.comparison), game.replicate, game.turns), {})[game.order] = judgement, game
-    return list(pairs.values())
-
-
 def _arena_hard(judged: Sequence[Judged]) -> dict[str, Any] | None:
-    pairs = by_pair(judged)
+    pairs = paired(judged)
     first, second = ([pair[order][0].decision.label if order in pair else None for pair in pairs] for order in BOTH)
     prompts = [_game(pair).comparison.prompt_id for pair in pairs]
     try:
@@ -67,9 +60,9 @@ def _arena_hard(judged: Sequence[Judged]) -> dict[str, Any] | None:
 
 
 def _grades(judged: Sequence[Judged], scale: tuple[float, float]) -> dict[str, Any]:
-    pairs = by_pair(judged)
+    pairs = paired(judged)
     games = [_game(pair) for pair in pairs]
-    of_a, of_b = (np.array([_value(pair, order) for pair in pairs], dtype=float) for order in ("a", "b"))
+    of_a, of_b = (np.array([_value(pair, order) for pair in pairs], dtype=float) for order in GRADED)
     turns, prompts = [game.turns for game in games], [game.comparison.prompt_id for game in games]
     categories = [game.comparison.category for game in games]
     both = ~np.isnan(of_a + of_b)
@@ -82,11 +75,11 @@ def _grades(judged: Sequence[Judged], scale: tuple[float, float]) -> dict[str, A
     }
 
 
-def _value(pair: Mapping[Order, Judged], order: Order) -> float | None:
+def _value(pair: Paired, order: Order) -> float | None:
     return pair[order][0].decision.value if order in pair else None
 
 
-def _game(pair: Mapping[Order, Judged]) -> Game:
+def _game(pair: Paired) -> Game:
     return next(iter(pair.values()))[1]
 
 
