@@ -161,3 +161,28 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
         line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
         with FileLock(f"{path}.lock"), open(path, "ab") as file:
             file.write(line.encode())
+
+
+def append_durably(path: Path, row: Mapping[str, Any]) -> None:
+    """As `append_jsonl`, and on the disk when it returns. Half a line that a crash left behind is cut off first."""
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+        with FileLock(f"{path}.lock"), open(path, "a+b") as file:
+            _cut_half_a_line(file)
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _cut_half_a_line(file: Any) -> None:
+    """Leaves `file` (opened a+b) ending in a newline or empty."""
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        return
+    file.seek(size - 1)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    file.truncate(file.read().rfind(b"\n") + 1)

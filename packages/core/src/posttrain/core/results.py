@@ -6,15 +6,12 @@ off. Does not know what a metric means.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from posttrain.core.errors import RequestError
-from posttrain.core.files import disk_errors
+from posttrain.core.files import append_durably
 
 KEY_FIELDS = ("fingerprint", "task", "version", "few_shot", "limit", "backend")
 """What two evaluations share when the later replaces the earlier one."""
@@ -31,15 +28,7 @@ def result_key(row: Mapping[str, Any]) -> tuple[str, ...]:
 def append_result(path: Path, row: Mapping[str, Any]) -> None:
     """Appends one evaluation; it replaces an earlier one of the same key. ValueError without a full key."""
     result_key(row)
-    path = Path(path)
-    line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"), open(path, "a+b") as file:
-            _cut_half_a_line(file)
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+    append_durably(path, row)
 
 
 def retract_result(path: Path, row: Mapping[str, Any], why: str) -> None:
@@ -74,15 +63,3 @@ def find_result(path: Path, **key: Any) -> dict[str, Any] | None:
     """The stored row whose key fields are exactly `key` (all of KEY_FIELDS), or None."""
     wanted = result_key(key)
     return next((row for row in read_results(path) if result_key(row) == wanted), None)
-
-
-def _cut_half_a_line(file: Any) -> None:
-    """Leaves `file` (opened a+b) ending in a newline or empty."""
-    size = file.seek(0, os.SEEK_END)
-    if size == 0:
-        return
-    file.seek(size - 1)
-    if file.read(1) == b"\n":
-        return
-    file.seek(0)
-    file.truncate(file.read().rfind(b"\n") + 1)
