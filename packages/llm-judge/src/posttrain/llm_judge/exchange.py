@@ -183,7 +183,7 @@ def from_row(row: Mapping[str, Any], where: str) -> Judged:
 def read_export(path: Path) -> list[Judged]:
     """All annotations of a JSON Lines file, or of a JSON array as AlpacaEval writes them; RequestError names the first
     line, or entry, that is none."""
-    return [from_row(row, where) for where, row in _numbered(path)]
+    return [from_row(row, where) for where, row in numbered_objects(path)]
 
 
 def rows(judged: Iterable[Judged]) -> Iterator[dict[str, Any]]:
@@ -268,8 +268,8 @@ def _comparison(where: str, **fields: Any) -> Comparison:
     return validate(Comparison, fields, where)
 
 
-def _numbered(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every object with the place to name in an error."""
+def numbered_objects(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every object of a JSON Lines file or a JSON array, with the place to name in an error."""
     text = _beginning(path)
     if text.startswith(b"["):
         entries = read_json(path)
