@@ -1,0 +1,1 @@
+"""What the judge service is made of; BentoML runs it from `posttrain.llm_judge.service`."""
