@@ -1,0 +1,76 @@
+"""The judges of the settings, each with one server and one `Limits` that all requests to the service share."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from posttrain.core.clients import RewardClient
+from posttrain.core.errors import PosttrainError, RequestError
+from posttrain.llm_judge.judgements import Judge, JudgeRefused
+from posttrain.llm_judge.judges.chat import ChatJudge
+from posttrain.llm_judge.judges.completions import KEY_VARIABLE, ChatServer
+from posttrain.llm_judge.judges.reward import RewardJudge
+from posttrain.llm_judge.limits import Limits
+from posttrain.llm_judge.protocols import Protocol
+from posttrain.llm_judge.serving.discreet import DiscreetJudge, discreet
+from posttrain.llm_judge.serving.settings import ChatBackend, JudgeSettings, RewardBackend
+
+PATIENCE = 30.0
+"""Seconds of waiting for a reward service."""
+
+
+class Judges:
+    """To be used in one event loop. RequestError, when it is made, where a chat server's key or address is missing."""
+
+    def __init__(self, settings: Mapping[str, JudgeSettings]) -> None:
+        self.settings = settings
+        self.limits = {name: Limits(one.limits) for name, one in settings.items()}
+        self._chat = {name: _server(one.chat, self.limits[name]) for name, one in settings.items() if one.chat}
+        self._reward = {name: _client(one.reward) for name, one in settings.items() if one.reward}
+
+    def needs_protocol(self, name: str) -> bool:
+        """Whether the judge is asked with a prompt."""
+        return self.settings[name].chat is not None
+
+    @asynccontextmanager
+    async def open(self, name: str, protocol: Protocol | None) -> AsyncIterator[Judge]:
+        """The judge, for one match. ServiceUnavailable or JudgeRefused when a reward service is away or has no such
+        source."""
+        settings = self.settings[name]
+        if settings.chat and protocol:
+            yield DiscreetJudge(ChatJudge(settings.chat, protocol, self._chat[name]), name)
+        if settings.reward:
+            judge = await asyncio.to_thread(self._reward_judge, name, settings.reward)
+            # One for each match: it keeps every score that it had, and must notice when the model becomes another.
+            async with judge:
+                yield DiscreetJudge(judge, name, self.limits[name])
+
+    def _reward_judge(self, name: str, settings: RewardBackend) -> RewardJudge:
+        try:
+            return RewardJudge(self._reward[name], settings.source, settings.scale)
+        except RequestError as error:
+            raise discreet(JudgeRefused(str(error)), f"judge '{name}'") from None
+        except PosttrainError as error:
+            raise discreet(error, f"judge '{name}'") from None
+
+    async def aclose(self) -> None:
+        """Ends the connections."""
+        for server in self._chat.values():
+            await server.aclose()
+        for client in self._reward.values():
+            client.close()
+
+
+def _server(settings: ChatBackend, limits: Limits) -> ChatServer:
+    key = os.environ.get(settings.api_key_variable)
+    if not key and settings.api_key_variable != KEY_VARIABLE:
+        # Without this another server's key would be sent.
+        raise RequestError(f"the key of model '{settings.model}' is missing; set {settings.api_key_variable}")
+    return ChatServer(
+        limits, base_url=settings.base_url, api_key=key, price=settings.price, timeout=settings.timeout_seconds
+    )
+
+
+def _client(settings: RewardBackend) -> RewardClient:
+    return RewardClient(settings.url, os.environ.get(settings.api_key_variable), patience=PATIENCE)

@@ -1,0 +1,47 @@
+"""The judge service's Prometheus metrics; BentoML adds its own of HTTP. No text and no client in any label.
+
+Games a second: `rate(posttrain_judge_games_total{outcome="asked"}[1m])`. Money an hour:
+`increase(posttrain_judge_cost_total[1h])`.
+"""
+
+from functools import lru_cache
+
+from prometheus_client import Counter, Histogram
+
+from posttrain.llm_judge.progress import Tally
+
+SECONDS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Telemetry:
+    """Every metric of the service; made once a process, by `telemetry()`."""
+
+    def __init__(self) -> None:
+        self.requests = Counter(
+            "posttrain_judge_requests", "Requests by route and how they ended.", ["route", "outcome"]
+        )
+        self.seconds = Histogram("posttrain_judge_request_seconds", "Seconds of a request.", ["route"], buckets=SECONDS)
+        self.games = Counter(
+            "posttrain_judge_games",
+            "Games by how they ended: asked with a verdict, unparsed, stored or failed.",
+            ["judge", "outcome"],
+        )
+        self.tokens = Counter("posttrain_judge_tokens", "Tokens of games asked.", ["judge", "kind"])
+        self.cost = Counter("posttrain_judge_cost", "Cost of games asked, where prices are known.", ["judge"])
+        self.runs = Counter("posttrain_judge_runs", "Background runs that ended, by how.", ["judge", "state"])
+
+    def match(self, judge: str, tally: Tally) -> None:
+        """Counts what one match came to."""
+        verdicts = tally.asked - tally.unparsed
+        outcomes = {"asked": verdicts, "unparsed": tally.unparsed, "stored": tally.stored, "failed": tally.failed}
+        for outcome, count in outcomes.items():
+            self.games.labels(judge, outcome).inc(count)
+        self.tokens.labels(judge, "prompt").inc(tally.prompt_tokens)
+        self.tokens.labels(judge, "completion").inc(tally.completion_tokens)
+        self.cost.labels(judge).inc(tally.cost or 0.0)
+
+
+@lru_cache(maxsize=1)
+def telemetry() -> Telemetry:
+    """The metrics of this process. Made on the first use: prometheus_client looks at where BentoML collects then."""
+    return Telemetry()
