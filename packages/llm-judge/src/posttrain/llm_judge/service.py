@@ -1,0 +1,58 @@
+"""The judge service: BentoML runs it, `posttrain.llm_judge.serving.app` answers.
+
+`bentoml serve posttrain.llm_judge.service:JudgeService` serves what the environment variable `POSTTRAIN_JUDGE` says
+(`posttrain.llm_judge.serving.settings`); `posttrain serve judge` sets it. Everything is kept in one worker: it is one
+process that knows how much of a judge is in use.
+"""
+
+import bentoml
+from bentoml._internal.server.http import instruments
+
+from posttrain.core.asgi import OPEN_PATHS, ResponseTimeout, ServiceMiddleware, seeing_only
+from posttrain.core.process import die_with_parent
+from posttrain.llm_judge.serving.app import create_app
+from posttrain.llm_judge.serving.judging import Judging
+from posttrain.llm_judge.serving.runs import Runs
+from posttrain.llm_judge.serving.settings import from_environment
+
+PATHS = {*OPEN_PATHS, "/metrics", "/openapi.json", "/judge", "/runs", "/runs/", "/v1/judges"}
+instruments.RunnerTrafficMetricsMiddleware = seeing_only(instruments.RunnerTrafficMetricsMiddleware, PATHS)
+
+ENDING_SECONDS = 15.0
+"""What a request's deadline leaves for its answer, before it is ended from outside."""
+
+settings = from_environment()
+app = create_app()
+
+
+@bentoml.service(
+    name="judge",
+    workers=1,
+    # BentoML's own limit comes after ours (`deadline_seconds`). It keeps a timer for each request until it fires, so it
+    # is not endless.
+    traffic={"timeout": 600, "max_concurrency": 100_000},
+    logging={"access": {"enabled": False}},
+)
+@bentoml.asgi_app(app)
+class JudgeService:
+    """`POST /judge`, `POST /runs`, `GET /runs`, and BentoML's `/livez`, `/readyz` and `/metrics`."""
+
+    def __init__(self) -> None:
+        die_with_parent()
+        app.state.judging = self.judging = Judging(settings)
+        app.state.runs = self.runs = Runs(self.judging)
+
+    @bentoml.on_startup
+    async def open(self) -> None:
+        """Goes on with the runs that the last service left."""
+        await self.runs.open()
+
+    @bentoml.on_shutdown
+    async def close(self) -> None:
+        """Lets what is in flight arrive; unfinished runs go on when the service is started again."""
+        await self.runs.aclose()
+        await self.judging.aclose()
+
+
+JudgeService.add_asgi_middleware(ResponseTimeout, timeout=settings.deadline_seconds + ENDING_SECONDS)  # type: ignore[attr-defined]
+JudgeService.add_asgi_middleware(ServiceMiddleware, max_body_bytes=settings.max_body_bytes)  # type: ignore[attr-defined]

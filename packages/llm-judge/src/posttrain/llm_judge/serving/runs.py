@@ -1,0 +1,268 @@
+"""Background runs: each judge plays one at a time, in the order of asking, and a restart of the service goes on where
+the last one was.
+
+What was asked is on the disk before it is acknowledged, what was judged is in the store: an unfinished run is simply
+begun again, and pays for nothing twice.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from posttrain.core.errors import PosttrainError, RequestError
+from posttrain.core.files import disk_errors
+from posttrain.llm_judge.records import record_of, write_record
+from posttrain.llm_judge.serving.answers import Progress, RunAnswer, RunSummary, State
+from posttrain.llm_judge.serving.contest import Contest, Overloaded
+from posttrain.llm_judge.serving.discreet import log_place
+from posttrain.llm_judge.serving.judging import Judging
+from posttrain.llm_judge.serving.requests import RunRequest
+from posttrain.llm_judge.serving.run_files import RunBeginning, RunFiles
+from posttrain.llm_judge.serving.telemetry import telemetry
+from posttrain.llm_judge.serving.wanted import Wanted
+
+log = logging.getLogger(__name__)
+
+LOCK_PATIENCE = 30.0
+"""Seconds to wait for another service's lock: one that is being ended lets what is in flight arrive."""
+FAILED = "the service failed; its log says where"
+BEGUN_AGAIN: tuple[State, ...] = ("failed", "cancelled")
+"""States from which the same request begins a run again."""
+
+
+class UnknownRun(RequestError):
+    """There is no run with this id."""
+
+
+@dataclass(eq=False)
+class Run:
+    """One that the service knows; while it is played, with its contest."""
+
+    summary: RunSummary
+    identity: Mapping[str, Any]
+    files: RunFiles
+    contest: Contest | None = None
+    rates: tuple[int, dict[str, Any] | None] = (0, None)
+    """The last ones that were asked for, and how many judgements there were then."""
+    changed: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while it ends: nothing may come between its files and its summary."""
+
+
+class Runs:
+    """To be used in one event loop."""
+
+    def __init__(self, judging: Judging) -> None:
+        self._judging, self._settings = judging, judging.settings
+        self._folder = Path(self._settings.runs)
+        self._runs: dict[str, Run] = {}
+        self._queues: dict[str, deque[Run]] = {}
+        self._workers: dict[str, asyncio.Task[None]] = {}
+        self._submitting = asyncio.Lock()
+        self._stopping = False
+        # Taken in one thread and given back in another.
+        self._lock = FileLock(self._folder / ".lock", thread_local=False)
+
+    async def open(self) -> None:
+        """Knows all runs that there are, and goes on with those that have not ended. RequestError where another service
+        has the folder, WorkError where it cannot be written."""
+        try:
+            with disk_errors(self._folder):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                await asyncio.to_thread(self._lock.acquire, timeout=LOCK_PATIENCE)
+        except Timeout:
+            raise RequestError(f"another judge service uses {self._folder}; name another folder of runs") from None
+        found = await asyncio.to_thread(self._load)
+        for run in sorted(found, key=lambda run: run.summary.created):
+            self._runs[run.summary.id] = run
+            if run.summary.state == "queued":
+                self._enqueue(run)
+
+    async def aclose(self) -> None:
+        """Ends what is played in order; it goes on with the next `open`."""
+        self._stopping = True
+        for run in self._runs.values():
+            if run.contest:
+                run.contest.interrupted.set()
+        await asyncio.gather(*self._workers.values())
+        self._lock.release()
+
+    async def submit(self, wanted: Wanted[RunRequest]) -> RunAnswer:
+        """The run of this request: the one that there is, begun again where it had failed or was cancelled, or a new
+        one. Overloaded when too many wait; WorkError when the judge cannot be had or the disk is full."""
+        async with self._judging.judges.open(wanted.judge, wanted.protocol) as judge:
+            identity = dict(judge.identity)
+        id = wanted.digest(identity)
+        async with self._submitting:
+            run = self._runs.get(id)
+            if run is None or run.summary.state in BEGUN_AGAIN:
+                waiting = sum(map(len, self._queues.values()))
+                if waiting >= self._settings.max_queued_runs:
+                    raise Overloaded(f"{waiting} runs wait already; come again later")
+                run = await (self._create(id, wanted, identity) if run is None else self._begin_again(run))
+                self._runs[id] = run
+                self._enqueue(run)
+        return await self._told(run)
+
+    async def status(self, id: str) -> RunAnswer:
+        """How far a run is; UnknownRun where there is none."""
+        return await self._told(self._run(id))
+
+    def summaries(self, limit: int) -> list[RunSummary]:
+        """The newest runs."""
+        newest = sorted(self._runs.values(), key=lambda run: run.summary.created, reverse=True)
+        return [run.summary for run in newest[:limit]]
+
+    async def cancel(self, id: str) -> RunAnswer:
+        """Begins no game of a run any more; one that has ended stays as it is. UnknownRun where there is none."""
+        run = self._run(id)
+        async with run.changed:
+            if run.summary.state in ("queued", "running"):
+                if run.contest:
+                    run.contest.interrupted.set()
+                if run in (queue := self._queues.get(run.summary.judge, deque())):
+                    queue.remove(run)
+                await self._end(run, "cancelled")
+        return await self._told(run)
+
+    def _run(self, id: str) -> Run:
+        try:
+            return self._runs[id]
+        except KeyError:
+            raise UnknownRun("there is no such run; GET /runs lists them") from None
+
+    async def _create(self, id: str, wanted: Wanted[RunRequest], identity: dict[str, Any]) -> Run:
+        summary = RunSummary(
+            id=id,
+            state="queued",
+            judge=wanted.judge,
+            protocol=wanted.protocol_name,
+            comparisons=len(wanted.request.comparisons),
+            created=time.time(),
+        )
+        # With the names that it was resolved to: defaults may be others when it is begun after a restart.
+        names = {"judge": wanted.judge, "protocol": wanted.protocol_name}
+        files = RunFiles(self._folder / id)
+        beginning = RunBeginning(summary=summary, identity=identity)
+        await asyncio.to_thread(files.create, beginning, wanted.request.model_copy(update=names))
+        return Run(summary, identity, files)
+
+    async def _begin_again(self, run: Run) -> Run:
+        """Another, for what is left of the old one may still be ending."""
+        await asyncio.to_thread(run.files.reopen)
+        summary = run.summary.model_copy(update={"state": "queued", "started": None, "ended": None, "error": None})
+        return Run(summary, run.identity, run.files)
+
+    def _load(self) -> list[Run]:
+        found = []
+        for path in sorted(self._folder.glob("*/run.json")):
+            files = RunFiles(path.parent)
+            try:
+                beginning, outcome = files.beginning(), files.outcome()
+            except RequestError as error:
+                log.warning("a run is passed over: %s", error)
+                continue
+            ended = (
+                RunSummary(**{name: getattr(outcome, name) for name in RunSummary.model_fields}) if outcome else None
+            )
+            found.append(Run(ended or beginning.summary, beginning.identity, files))
+        return found
+
+    def _enqueue(self, run: Run) -> None:
+        judge = run.summary.judge
+        self._queues.setdefault(judge, deque()).append(run)
+        if judge not in self._workers:
+            self._workers[judge] = asyncio.create_task(self._work(judge))
+
+    async def _work(self, judge: str) -> None:
+        queue = self._queues[judge]
+        while queue and not self._stopping:
+            await self._play(queue.popleft())
+        del self._workers[judge]
+
+    async def _play(self, run: Run) -> None:
+        run.summary = run.summary.model_copy(update={"state": "running", "started": time.time()})
+        try:
+            wanted = self._judging.catalog.resolve(await asyncio.to_thread(run.files.request))
+            drawn_by = run.summary.id if wanted.request.stop_when_clear else None
+            contest = self._judging.contest(wanted, expected=run.identity, kept=run.files, drawn_by=drawn_by)
+            if run.summary.state == "running":  # else it was cancelled meanwhile
+                run.contest = contest
+                await self._judging.begin(contest)
+            error = _why_unfinished(contest)
+        except PosttrainError as problem:
+            error = str(problem)
+        except Exception:  # noqa: BLE001 - whatever it is, the run has ended; the log has its kind and place
+            error = FAILED
+        async with run.changed:
+            if run.summary.state == "running" and not self._stopping:
+                await self._end(run, "failed" if error else "done", error)
+        run.contest = None
+
+    async def _end(self, run: Run, state: State, error: str | None = None) -> None:
+        summary = run.summary.model_copy(update={"state": state, "ended": time.time(), "error": error})
+        outcome = await asyncio.to_thread(self._outcome, run, summary)
+        run.summary = RunSummary(**{name: getattr(outcome, name) for name in RunSummary.model_fields})
+        telemetry().runs.labels(summary.judge, summary.state).inc()
+
+    def _outcome(self, run: Run, summary: RunSummary) -> RunAnswer:
+        """Writes down how the run ended. Where that cannot be done the run is told as failed, and goes on after the
+        next start."""
+        outcome = _answer(summary, run.contest)
+        try:
+            if summary.state == "done" and run.contest:
+                outcome = outcome.model_copy(update={"result": self._record(run.contest)})
+            run.files.end(outcome)
+        except PosttrainError as problem:
+            return outcome.model_copy(update={"state": "failed", "error": str(problem), "result": None})
+        except Exception as problem:  # noqa: BLE001 - the judge's other runs have to go on
+            log_place(log, "a run", problem)
+            return outcome.model_copy(update={"state": "failed", "error": FAILED, "result": None})
+        return outcome
+
+    def _record(self, contest: Contest) -> dict[str, Any]:
+        assert contest.played is not None
+        assert contest.judge is not None
+        stop = contest.drawn_by is not None
+        record = record_of(contest.played, contest.judge, contest.wanted.sides, stop_when_clear=stop)
+        write_record(Path(self._settings.records), contest.played, record)
+        return record
+
+    async def _told(self, run: Run) -> RunAnswer:
+        if run.summary.ended is not None and (outcome := await asyncio.to_thread(run.files.outcome)):
+            return outcome
+        contest, count = run.contest, len(run.contest.noting.found) if run.contest else 0
+        if contest and run.rates[0] != count:
+            run.rates = count, await asyncio.to_thread(contest.rates)
+        return _answer(run.summary, contest, run.rates[1])
+
+
+def _answer(summary: RunSummary, contest: Contest | None, rates: dict[str, Any] | None = None) -> RunAnswer:
+    if contest is None:
+        return RunAnswer(**dict(summary), progress=Progress())
+    tally = contest.watching.tally
+    counts = {name: getattr(tally, name) for name in Progress.model_fields if name != "games"}
+    progress = Progress(games=tally.total, **counts)
+    known = contest.rates() if summary.ended is not None else rates
+    return RunAnswer(**dict(summary), progress=progress, cost=contest.cost(), rates=known)
+
+
+def _why_unfinished(contest: Contest) -> str | None:
+    """What a match that was played lacks; None: nothing."""
+    if contest.played is None:
+        return "it was cancelled"
+    report = contest.played.report
+    if contest.missing:
+        index, why = next(iter(sorted(contest.missing.items())))
+        return f"{len(contest.missing)} comparisons lack an answer, the first being comparisons[{index}]: {why}"
+    if report.failures:
+        return f"{len(report.failures)} games have no answer, the first because {report.failures[0].why}"
+    if report.ended == "budget":
+        return f"the money for judge '{contest.wanted.judge}' is spent; what was judged is kept"
+    return None
