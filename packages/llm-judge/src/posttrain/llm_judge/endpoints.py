@@ -31,6 +31,8 @@ class Endpoint:
     """None: the server takes none, or none is set."""
     digest: str | None
     """Of the weights, where the server tells it."""
+    key_variable: str
+    """The environment variable that holds the key of servers of this kind."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def find_endpoint(url: str, model: str | None = None) -> Endpoint:
         to_do = f"set {variable} to a valid key"
         raise RequestError(f"{base} does not take the key (status {response.status_code}); {to_do}")
     if response.status_code == 404 and model:  # not every server lists what it has
-        return Endpoint(base, model, key, None)
+        return Endpoint(base, model, key, None, variable)
     if response.status_code != 200:
         raise WorkError(f"{base} does not list its models (status {response.status_code}): {error_message(response)}")
     served = _listed(response, base)
@@ -79,7 +81,7 @@ def find_endpoint(url: str, model: str | None = None) -> Endpoint:
     if model is not None and model not in names:
         raise RequestError(f"{base} serves no model '{model}' {suggest(model, [entry['id'] for entry in served])}")
     chosen = names[model] if model is not None else served[0]
-    return Endpoint(base, str(chosen["id"]), key, chosen.get("sha256"))
+    return Endpoint(base, str(chosen["id"]), key, chosen.get("sha256"), variable)
 
 
 def _models(base: str, key: str | None) -> httpx.Response:
