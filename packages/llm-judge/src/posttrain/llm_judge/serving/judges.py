@@ -5,8 +5,12 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
+import httpx
+
 from posttrain.core.clients import RewardClient
 from posttrain.core.errors import PosttrainError, RequestError
+from posttrain.core.serving import is_loopback
+from posttrain.llm_judge.endpoints import base_url
 from posttrain.llm_judge.judgements import Judge, JudgeRefused
 from posttrain.llm_judge.judges.chat import ChatJudge
 from posttrain.llm_judge.judges.completions import KEY_VARIABLE, ChatServer
@@ -63,13 +67,14 @@ class Judges:
 
 
 def _server(settings: ChatBackend, limits: Limits) -> ChatServer:
+    url = base_url(settings.base_url) if settings.base_url else None
     key = os.environ.get(settings.api_key_variable)
     if not key and settings.api_key_variable != KEY_VARIABLE:
-        # Without this another server's key would be sent.
-        raise RequestError(f"the key of model '{settings.model}' is missing; set {settings.api_key_variable}")
-    return ChatServer(
-        limits, base_url=settings.base_url, api_key=key, price=settings.price, timeout=settings.timeout_seconds
-    )
+        # What stands in where none is given is the key of another server.
+        if url is None or not is_loopback(httpx.URL(url).host):
+            raise RequestError(f"the key for model '{settings.model}' is missing; set {settings.api_key_variable}")
+        key = "none"
+    return ChatServer(limits, base_url=url, api_key=key, price=settings.price, timeout=settings.timeout_seconds)
 
 
 def _client(settings: RewardBackend) -> RewardClient:

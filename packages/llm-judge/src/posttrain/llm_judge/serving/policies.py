@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from posttrain.core.errors import PosttrainError
 from posttrain.core.wire import Message
+from posttrain.llm_judge.endpoints import base_url
 from posttrain.llm_judge.judges.completions import ChatServer, estimated_tokens
 from posttrain.llm_judge.limits import Limits
 from posttrain.llm_judge.serving.discreet import discreet
@@ -47,7 +48,6 @@ class Policies:
 
 
 def _server(settings: PolicySettings) -> ChatServer:
-    url = settings.url.rstrip("/")
     # Never the key of the judge's server, which is what stands in where none is given.
     key = os.environ.get(settings.api_key_variable) or "none"
-    return ChatServer(Limits(settings.limits), base_url=url if url.endswith("/v1") else f"{url}/v1", api_key=key)
+    return ChatServer(Limits(settings.limits), base_url=base_url(settings.url), api_key=key)

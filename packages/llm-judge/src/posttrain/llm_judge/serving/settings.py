@@ -33,7 +33,7 @@ class ChatBackend(ChatSettings):
     """A chat model at an OpenAI-compatible server."""
 
     base_url: Url | None = None
-    """None: OPENAI_BASE_URL, else OpenAI's own."""
+    """With or without /v1; None: OPENAI_BASE_URL, else OpenAI's own."""
     api_key_variable: str = KEY_VARIABLE
     """The environment variable that holds the server's key."""
     price: Price | None = None
