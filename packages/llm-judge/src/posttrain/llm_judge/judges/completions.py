@@ -107,11 +107,11 @@ class ChatServer:
     ) -> None:
         url = base_url or os.environ.get(URL_VARIABLE) or "https://api.openai.com/v1"
         if not url.startswith(("http://", "https://")):
-            raise RequestError(f"the judge's address '{url}' must start with http:// or https://")
+            raise RequestError(f"the address '{url}' must start with http:// or https://")
         try:
             self._local = is_loopback(httpx.URL(url).host)
         except httpx.InvalidURL as error:
-            raise RequestError(f"the judge's address '{url}' is not a URL: {error}") from None
+            raise RequestError(f"the address '{url}' is not a URL: {error}") from None
         key = api_key or os.environ.get(KEY_VARIABLE)
         if not key and not self._local:
             raise RequestError(f"{url} needs a key; set {KEY_VARIABLE}")
@@ -238,10 +238,10 @@ class ChatServer:
         if status == 401:
             return JudgeRefused(f"{self.url} does not take the key (status 401); set {KEY_VARIABLE} to a valid one")
         if refusal.code in _NEVER_HEALS or status in (402, 403, 404):
-            return JudgeRefused(f"{self.url} refuses this judge (status {status}): {said}")
+            return JudgeRefused(f"{self.url} refuses this model (status {status}): {said}")
         if status in (408, 409, 425, 429) or status >= 500:
             return _Transient(f"status {status}: {said}", retry_after(refusal.headers))
-        return WorkError(f"{self.url} refused a comparison (status {status}): {said}")
+        return WorkError(f"{self.url} refused a request (status {status}): {said}")
 
 
 def estimated_tokens(text: str) -> int:
