@@ -13,7 +13,7 @@ SERVE    ?= policy
 VENV     := .venv
 BIN      := $(VENV)/bin
 READY    := $(VENV)/.ready
-PACKAGES := core data reward-model[service] rollout[service] trainers eval-harness llm-judge lab
+PACKAGES := core data reward-model[service] rollout[service] trainers eval-harness llm-judge[service] lab
 PIP      := $(BIN)/python -m pip --quiet --disable-pip-version-check $(PIP_ARGS)
 SOURCES  := $(wildcard packages/*/src)
 # vLLM's environment is apart: its pins and ours differ. VLLM=vllm==0.32.0 installs the CUDA build instead.
@@ -27,7 +27,7 @@ PYTEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadf
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm peer-vllm train compare tune serve test test-fast test-slow lint types check-imports bench bench-check bench-plot bench-faults bench-gpu wheels nano-base constraints clean
+.PHONY: help setup vllm peer-vllm train compare judge tune serve test test-fast test-slow lint types check-imports bench bench-check bench-plot bench-faults bench-gpu wheels nano-base constraints clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -72,10 +72,13 @@ train: $(READY) ## Train METHOD=ppo and what it needs, evaluate, print the table
 compare: $(READY) ## Train every method, evaluate all alike, one table with verdicts and plots (RECIPE=nano SEEDS=0,1,2 ARGS="--methods dpo,ppo …").
 	posttrain compare --recipe $(RECIPE) --seeds $(SEEDS) $(ARGS)
 
+judge: $(READY) ## Compare, and have every row's answers judged against the SFT policy's by the reward model and the verifiers.
+	posttrain compare --judge --recipe $(RECIPE) --seeds $(SEEDS) $(ARGS)
+
 tune: $(READY) ## Try METHOD's grid on the validation split; the choice goes into the recipe (RECIPE=nano ARGS="--trials 4").
 	posttrain tune $(METHOD) --recipe $(RECIPE) $(ARGS)
 
-serve: $(READY) ## Serve SERVE=policy or reward in the foreground (ARGS="CHECKPOINT --port …").
+serve: $(READY) ## Serve SERVE=policy, reward or judge in the foreground (ARGS="CHECKPOINT --port …").
 	posttrain serve $(SERVE) $(ARGS)
 
 test: $(READY) ## Run the default tests (ARGS="-k …").

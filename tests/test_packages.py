@@ -37,7 +37,7 @@ USED_WITHOUT_IMPORT = {
     ("data", "jinja2"): "transformers renders chat templates with it",
     **{
         (folder, name): "uvicorn takes it where it is installed, in place of its own in Python"
-        for folder in ("rollout", "reward-model")
+        for folder in ("rollout", "reward-model", "llm-judge")
         for name in ("httptools", "uvloop")
     },
     ("lab", "posttrain-llm-judge"): "an installed lab offers the whole command",
