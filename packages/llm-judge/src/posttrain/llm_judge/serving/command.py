@@ -29,7 +29,7 @@ def serve_judge(
         list[str] | None,
         typer.Option(
             metavar="[NAME=]MODEL|URL",
-            help="A model at OPENAI_BASE_URL, or the first one of the OpenAI-compatible server at URL. May be repeated.",
+            help="A model at OPENAI_BASE_URL, or the first one of the server at URL. May be repeated.",
             show_default=False,
         ),
     ] = None,
