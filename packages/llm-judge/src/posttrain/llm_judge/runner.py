@@ -103,6 +103,11 @@ async def judge_games(
     return Report(run.judgements, run.failures, asking.ended, run.estimate, run.tally, time.monotonic() - started)
 
 
+def estimate_games(games: Sequence[Game], judge: Judge, store: JudgementStore) -> Estimate:
+    """What judging these games is expected to take, with what `store` has of them."""
+    return _Run(games, judge, store, None).estimate
+
+
 async def _show(watch: Watch, tally: Tally) -> None:
     while True:
         watch.progressed(tally)

@@ -1,0 +1,130 @@
+"""Which judge `posttrain judge run` was asked for: a chat model by its name or address, or a source of rewards.
+
+Everything that can be found wrong without asking it anything is found by `find_judge`; what that gives opens it.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain.core.clients import RewardClient
+from posttrain.core.config import validate
+from posttrain.core.errors import RequestError
+from posttrain.core.supervised import SupervisedService
+from posttrain.llm_judge.endpoints import find_endpoint, is_url
+from posttrain.llm_judge.judges.chat import ChatJudge, ChatSettings
+from posttrain.llm_judge.judges.completions import ChatServer
+from posttrain.llm_judge.judges.reward import RewardJudge, Scale
+from posttrain.llm_judge.limits import Limits
+from posttrain.llm_judge.prices import Price, check_max_cost
+from posttrain.llm_judge.protocols import Protocol, load_protocol
+
+REWARD = "reward"
+DEFAULT_PROTOCOL, DEFAULT_SOURCE = "alpaca", "rm"
+PATIENCE = 20.0
+"""Seconds for a reward service to answer at all."""
+
+Judges = ChatJudge | RewardJudge
+Opener = Callable[[ExitStack, Limits], Judges]
+"""Opens the judge; what it starts for that ends with the stack."""
+
+
+@dataclass(frozen=True)
+class JudgeWish:
+    """What the command line says of the judge; None: nothing."""
+
+    judge: str
+    """A model's name, an address, `reward`, or `reward:CHECKPOINT`."""
+    protocol: str | None = None
+    model: str | None = None
+    """At an address that serves several."""
+    source: str | None = None
+    scale: Scale | None = None
+    reward_url: str | None = None
+    temperature: float | None = 0.0
+    """None: not sent."""
+    max_tokens: int | None = None
+    seed: int | None = None
+    extra: Mapping[str, Any] | None = None
+    """Further fields of each request."""
+    logs: Path = Path()
+    """Where the log of a server that is started goes."""
+
+    @property
+    def is_reward(self) -> bool:
+        """Whether answers are scored instead of a model asked."""
+        return self.judge == REWARD or self.judge.startswith(f"{REWARD}:")
+
+
+def find_protocol(wish: JudgeWish) -> Protocol | None:
+    """The protocol that a chat model is asked by; None for a source of rewards, which needs none."""
+    return None if wish.is_reward else load_protocol(wish.protocol or DEFAULT_PROTOCOL)
+
+
+def find_judge(
+    wish: JudgeWish,
+    protocol: Protocol | None,
+    price_of: Callable[[str], Price | None],
+    max_cost: float | None,
+) -> Opener:
+    """What opens the judge. `price_of`: the price of a model, None where it is not known.
+
+    RequestError where the wish contradicts itself, or a server has no such model; ServiceUnavailable where it does not
+    answer.
+    """
+    if protocol is None:
+        tokens, fields = {"--judge-max-tokens": wish.max_tokens, "--judge-seed": wish.seed}, {"--set": wish.extra}
+        _refuse(wish, "a source of rewards", {"--protocol": wish.protocol, "--model": wish.model} | tokens | fields)
+        if wish.judge == REWARD and not (wish.reward_url or os.environ.get("REWARD_URL")):
+            raise RequestError(
+                "--judge reward needs a reward service; name it with --reward-url or REWARD_URL, or a reward model "
+                "with --judge reward:CHECKPOINT"
+            )
+        return lambda stack, _: _open_reward(wish, stack)
+    _refuse(wish, "a chat model", {"--source": wish.source, "--scale": wish.scale, "--reward-url": wish.reward_url})
+    if is_url(wish.judge):
+        endpoint = find_endpoint(wish.judge, wish.model)
+        # Never the key of another kind of server.
+        model, place = endpoint.model, {"base_url": endpoint.base_url, "api_key": endpoint.api_key or "none"}
+    elif wish.model:
+        raise RequestError(f"--model is for a judge by its address, and --judge {wish.judge} is a model already")
+    else:
+        model, place = wish.judge, {}
+    price = price_of(model)
+    check_max_cost(max_cost, price, model)
+    settings = validate(
+        ChatSettings,
+        {
+            "model": model,
+            "temperature": wish.temperature,
+            "max_tokens": wish.max_tokens,
+            "seed": wish.seed,
+            "extra": dict(wish.extra or {}),
+        },
+        "the judge",
+    )
+    ChatServer(Limits(), **place)  # says at once whether the key is there
+    return lambda _, limits: ChatJudge(settings, protocol, ChatServer(limits, price=price, **place))
+
+
+def _open_reward(wish: JudgeWish, stack: ExitStack) -> RewardJudge:
+    _, _, checkpoint = wish.judge.partition(":")
+    if checkpoint:
+        service = SupervisedService("reward", ["reward", checkpoint], wish.logs / "reward.log")
+        url = stack.enter_context(service).url
+    else:
+        url = wish.reward_url or os.environ["REWARD_URL"]
+    client = stack.enter_context(closing(RewardClient(url, patience=PATIENCE)))
+    source = wish.source or DEFAULT_SOURCE
+    # Verifiers have a number for their version, models and functions a digest.
+    plain = client.sources().get(source, "").isdecimal()
+    return RewardJudge(client, source, wish.scale or ("verifier" if plain else "model"))
+
+
+def _refuse(wish: JudgeWish, kind: str, options: Mapping[str, Any]) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise RequestError(f"{option} does not belong to {kind}, which --judge {wish.judge} is; leave it out")
