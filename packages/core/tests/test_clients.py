@@ -7,7 +7,7 @@ import httpx
 import pytest
 import respx
 
-from posttrain.core.clients import PolicyClient, RewardClient, ServiceUnavailable, StaleVersion
+from posttrain.core.clients import JudgeClient, PolicyClient, RewardClient, ServiceUnavailable, StaleVersion
 from posttrain.core.errors import ContractError, RequestError, WorkError
 from posttrain.core.wire import error_body
 
@@ -212,3 +212,19 @@ def test_item_that_a_reward_source_failed_on_may_have_a_score_of_the_callers_cho
     result = RewardClient(URL).score(["mine"], [{}, {}], on_error=-1.0)
     assert result.scores == [{"mine": 0.5}, {"mine": -1.0}]
     assert [(error.index, error.source) for error in result.errors] == [(1, "mine")]
+
+
+@respx.mock
+def test_run_is_waited_for_and_one_that_failed_is_an_error():
+    states = [{"state": state, "error": None} for state in ("queued", "running", "done")]
+    respx.post(f"{URL}/runs").respond(202, json={"id": "r1"})
+    route = respx.get(f"{URL}/runs/r1")
+    route.side_effect = [httpx.Response(200, json=state) for state in states]
+    client = JudgeClient(URL)
+    assert client.submit([{"instruction": "q"}], protocol="alpaca") == {"id": "r1"}
+    assert json.loads(respx.calls[0].request.content) == {"comparisons": [{"instruction": "q"}], "protocol": "alpaca"}
+    assert client.wait("r1", every=0.01)["state"] == "done"
+    assert route.call_count == 3
+    route.side_effect = [httpx.Response(200, json={"state": "failed", "error": "the judge is away"})]
+    with pytest.raises(WorkError, match="run r1 .* ended as failed: the judge is away"):
+        client.wait("r1")

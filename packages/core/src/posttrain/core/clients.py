@@ -1,4 +1,4 @@
-"""Thin, synchronous HTTP clients of the policy and the reward service, contract 1.
+"""Thin, synchronous HTTP clients of the policy, the reward and the judge service, contract 1.
 
 They retry what can heal by itself (no connection, a broken one, 503, 429) with exponential back-off, and raise at
 once what cannot. A client that meets another contract number says so and stops. What is different with a stock vLLM
@@ -174,7 +174,7 @@ class _Service:
 
     def check(self, response: httpx.Response, doing: str) -> Any:
         """The JSON of a good answer, or one clear error."""
-        if response.status_code == 200:
+        if response.is_success:
             return orjson.loads(response.content)
         text = f"{self.url} refused to {doing} (status {response.status_code}): {error_message(response)}"
         raise (RequestError if response.status_code < 500 else WorkError)(text)
@@ -299,6 +299,39 @@ class RewardClient(_Service):
     def sources(self) -> dict[str, str]:
         """The sources that the service has, with the digest or version of each."""
         return self.check(self.request("GET", "/v1/sources"), "list its sources")["sources"]
+
+
+class JudgeClient(_Service):
+    """Has answers compared at a judge service. Requests and answers are those of its OpenAPI description, as JSON."""
+
+    def judge(self, comparisons: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
+        """The answer on all comparisons; `more`: further fields of the request, `judge` and `protocol` for example.
+
+        WorkError when they take longer than the service allows: what was judged is kept, and asked again it is quicker.
+        """
+        body = {"comparisons": list(comparisons), **more}
+        return self.check(self.request("POST", "/judge", json=body), "judge")
+
+    def submit(self, comparisons: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
+        """The background run of these comparisons, a new one or the one that there is; `more` as for `judge`."""
+        body = {"comparisons": list(comparisons), **more}
+        return self.check(self.request("POST", "/runs", json=body), "begin a run")
+
+    def run(self, id: str) -> dict[str, Any]:
+        """How far a run is."""
+        return self.check(self.request("GET", f"/runs/{id}"), "tell of a run")
+
+    def cancel(self, id: str) -> dict[str, Any]:
+        """Ends a run where it is."""
+        return self.check(self.request("POST", f"/runs/{id}/cancel"), "cancel a run")
+
+    def wait(self, id: str, every: float = 1.0) -> dict[str, Any]:
+        """The run once it is done, asked for every so many seconds; WorkError when it failed or was cancelled."""
+        while (run := self.run(id))["state"] in ("queued", "running"):
+            time.sleep(every)
+        if run["state"] != "done":
+            raise WorkError(f"run {id} of {self.url} has ended as {run['state']}: {run['error'] or 'nobody says why'}")
+        return run
 
 
 def error_message(response: httpx.Response) -> str:
