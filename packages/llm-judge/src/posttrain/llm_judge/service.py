@@ -11,8 +11,6 @@ from bentoml._internal.server.http import instruments
 from posttrain.core.asgi import OPEN_PATHS, ResponseTimeout, ServiceMiddleware, seeing_only
 from posttrain.core.process import die_with_parent
 from posttrain.llm_judge.serving.app import create_app
-from posttrain.llm_judge.serving.judging import Judging
-from posttrain.llm_judge.serving.runs import Runs
 from posttrain.llm_judge.serving.settings import from_environment
 
 PATHS = {*OPEN_PATHS, "/metrics", "/openapi.json", "/judge", "/runs", "/runs/", "/v1/judges"}
@@ -22,7 +20,7 @@ ENDING_SECONDS = 15.0
 """What a request's deadline leaves for its answer, before it is ended from outside."""
 
 settings = from_environment()
-app = create_app()
+app = create_app(settings)
 
 
 @bentoml.service(
@@ -39,19 +37,6 @@ class JudgeService:
 
     def __init__(self) -> None:
         die_with_parent()
-        app.state.judging = self.judging = Judging(settings)
-        app.state.runs = self.runs = Runs(self.judging)
-
-    @bentoml.on_startup
-    async def open(self) -> None:
-        """Goes on with the runs that the last service left."""
-        await self.runs.open()
-
-    @bentoml.on_shutdown
-    async def close(self) -> None:
-        """Lets what is in flight arrive; unfinished runs go on when the service is started again."""
-        await self.runs.aclose()
-        await self.judging.aclose()
 
 
 JudgeService.add_asgi_middleware(ResponseTimeout, timeout=settings.deadline_seconds + ENDING_SECONDS)  # type: ignore[attr-defined]

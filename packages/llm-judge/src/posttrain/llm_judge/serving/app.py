@@ -1,15 +1,15 @@
 """The judge service's routes. Errors have OpenAI's form on every one.
 
 The key rule, the body limits and the contract header are those of `posttrain.core.asgi`; this app is mounted by
-`posttrain.llm_judge.service` and works with the `Judging` and the `Runs` in its state. Nothing that a client sends is
-used as an address or a path.
+`posttrain.llm_judge.service`. Its lifespan makes what it works with, and goes on with the runs that the last one left.
 """
 
 import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
@@ -33,6 +33,7 @@ from posttrain.llm_judge.serving.discreet import log_place
 from posttrain.llm_judge.serving.judging import Judging
 from posttrain.llm_judge.serving.requests import JudgeRequest, RequestT, RunRequest, parse
 from posttrain.llm_judge.serving.runs import Runs, UnknownRun
+from posttrain.llm_judge.serving.settings import JudgeServiceSettings
 from posttrain.llm_judge.serving.telemetry import telemetry
 from posttrain.llm_judge.serving.wanted import Wanted
 
@@ -95,16 +96,30 @@ class _Route(APIRoute):
         return handler
 
 
-def create_app() -> FastAPI:
-    """The routes, without judges: set `app.state.judging` and `app.state.runs` before the first request."""
-    app = FastAPI(title="posttrain judge service", version=__version__, docs_url=None, redoc_url=None)
+def create_app(settings: JudgeServiceSettings) -> FastAPI:
+    """The routes, and behind them the judges of the settings once the application is started."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.judging = judging = Judging(settings)
+        app.state.runs = runs = Runs(judging)
+        try:
+            await runs.open()
+            yield
+        finally:
+            await runs.aclose()
+            await judging.aclose()
+
+    app = FastAPI(
+        title="posttrain judge service", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
+    )
     app.router.route_class = _Route
 
     @app.post("/judge", **described(JudgeAnswer, 402, 415, request=JudgeRequest))
     async def judge(request: Request) -> Response:
         """Judges one or many comparisons, and answers when that is done."""
         judging: Judging = request.app.state.judging
-        until = time.monotonic() + judging.settings.deadline_seconds
+        until = time.monotonic() + settings.deadline_seconds
         wanted = await _read(JudgeRequest, request)
         answer = await judging.answer(wanted, _disconnected(request), until)
         return Response(status_code=CLIENT_GONE) if answer is None else _json(answer)
@@ -133,8 +148,7 @@ def create_app() -> FastAPI:
     @app.get("/v1/judges", **described(Served))
     async def list_judges(request: Request) -> Response:
         """The names that requests may use."""
-        judging: Judging = request.app.state.judging
-        settings, catalog = judging.settings, judging.catalog
+        catalog = request.app.state.judging.catalog
         return _json(
             Served(
                 judges=list(settings.judges),

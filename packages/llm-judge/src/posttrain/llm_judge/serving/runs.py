@@ -91,6 +91,7 @@ class Runs:
             if run.contest:
                 run.contest.interrupted.set()
         await asyncio.gather(*self._workers.values())
+        # Nothing where `open` did not get it.
         self._lock.release()
 
     async def submit(self, wanted: Wanted[RunRequest]) -> RunAnswer:

@@ -1,0 +1,348 @@
+"""Background runs in process: their states, a restart that pays for nothing twice, and the record at the end."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+from tenacity import wait_none
+
+from posttrain.core.errors import RequestError
+from posttrain.llm_judge.judges import completions
+from posttrain.llm_judge.judges.script import Script
+from posttrain.llm_judge.judges.scripted_server import Faults
+from posttrain.llm_judge.records import read_record
+from posttrain.llm_judge.serving import runs as module
+from posttrain.llm_judge.serving.requests import RunRequest, parse
+
+sys.path.insert(0, str(Path(__file__).parent))
+from judge_service import Policy, Reward, Scripted, item, items, judged, refused, served, service, settings, wait
+
+ENDED = ("done", "failed", "cancelled")
+
+
+@pytest.fixture(autouse=True)
+def _no_back_off(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(completions, "_BACK_OFF", wait_none())
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def scripted():
+    return Scripted(Script(position_bias=0.7))
+
+
+@pytest.fixture
+def url(scripted: Scripted):
+    with served(scripted) as address:
+        yield address
+
+
+@pytest.fixture
+def slow(tmp_path: Path):
+    """A judge that takes 50 ms, and settings for two requests to it at once."""
+    scripted = Scripted(Script(position_bias=0.7), Faults(latency=0.05))
+    with served(scripted) as url:
+        judge = settings(tmp_path, url).judges["scripted"].model_dump() | {"limits": {"concurrency": 2}}
+        yield scripted, lambda **more: settings(tmp_path, url, judges={"scripted": judge}, **more)
+
+
+def submitted(client: TestClient, comparisons: list, **more: object) -> dict:
+    response = client.post("/runs", json={"comparisons": comparisons, **more})
+    assert response.status_code == 202, response.text
+    return response.json()
+
+
+def run_of(client: TestClient, id: str) -> dict:
+    response = client.get(f"/runs/{id}")
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def ended(client: TestClient, id: str) -> dict:
+    return wait(lambda: (run := run_of(client, id))["state"] in ENDED and run, "the run has ended")
+
+
+def cancelled(client: TestClient, id: str) -> dict:
+    response = client.post(f"/runs/{id}/cancel")
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_a_run_is_done_with_the_record_that_everybody_else_reads(url: str, scripted: Scripted, tmp_path: Path):
+    with service(settings(tmp_path, url)) as client:
+        asked = submitted(client, items(8), generator_1="old", generator_2="new")
+        assert asked["state"] in ("queued", "running")
+        assert (asked["comparisons"], asked["judge"], asked["protocol"]) == (8, "scripted", "alpaca")
+        run = ended(client, asked["id"])
+        assert (run["state"], run["error"]) == ("done", None)
+        assert asked["created"] == run["created"] <= run["started"] <= run["ended"]
+        progress = run["progress"]
+        assert (progress["games"], progress["done"], progress["asked"], progress["failed"]) == (16, 16, 16, 0)
+        assert run["cost"] == pytest.approx(progress["cost"])
+        # The same as when it is waited for, from the store.
+        answer = judged(client, *items(8))
+        assert answer["usage"]["asked"] == 0
+        assert run["rates"] == answer["rates"]
+        assert scripted.asked == 16
+        record = run["result"]
+        assert record["rates"]["win_rate"] == pytest.approx(answer["rates"]["win_rate"])
+        assert [record[side]["name"] for side in "ab"] == ["old", "new"]
+        path = tmp_path / "records" / f"{record['id']}.json"
+        assert read_record(path) == record
+        assert len(path.with_suffix(".jsonl").read_text().splitlines()) == 16
+        summary = client.get("/runs").json()["runs"]
+        assert [(one["id"], one["state"]) for one in summary] == [(asked["id"], "done")]
+
+
+def test_the_same_request_is_the_same_run_and_another_is_another(url: str, scripted: Scripted, tmp_path: Path):
+    with service(settings(tmp_path, url)) as client:
+        first = ended(client, submitted(client, items(3))["id"])
+        assert submitted(client, items(3), judge="scripted", protocol="alpaca") == first
+        others = [
+            submitted(client, items(3)[::-1])["id"],
+            submitted(client, items(3), protocol="arena_hard")["id"],
+            submitted(client, items(3), generator_2="new")["id"],
+            submitted(client, items(3), replicates=2)["id"],
+            submitted(client, items(3), stop_when_clear=True)["id"],
+        ]
+        assert len({first["id"], *others}) == 6
+        for id in others:
+            assert ended(client, id)["state"] == "done"
+        newest = [one["id"] for one in client.get("/runs", params={"limit": 2}).json()["runs"]]
+        assert newest == others[:-3:-1]
+        assert client.get("/runs", params={"limit": 0}).status_code == 400
+    # alpaca, arena_hard and the second opinions: what is equal was asked once.
+    assert scripted.asked == 3 * 6
+
+
+def test_a_run_that_goes_on_tells_its_progress_and_its_rates_so_far(slow):
+    _, options = slow
+    with service(options()) as client:
+        id = submitted(client, items(30))["id"]
+        seen = wait(lambda: (run := run_of(client, id))["progress"]["done"] >= 6 and run, "some are judged")
+        assert seen["state"] == "running"
+        assert seen["progress"]["games"] == 60
+        assert seen["result"] is seen["ended"] is None
+        rates = wait(lambda: run_of(client, id)["rates"], "there are rates")
+        # Pairs of which one order is still to be asked are not among them.
+        assert rates["bias"]["unparsed"]["value"] == 0
+        assert 0 < rates["n_total"] < 30
+        assert run_of(client, id)["cost"] > 0
+        assert ended(client, id)["rates"]["n_total"] == 30
+
+
+def test_a_restart_goes_on_where_the_last_service_was(slow):
+    scripted, options = slow
+    with service(options()) as client:
+        running, queued = (submitted(client, chosen)["id"] for chosen in (items(20), items(24)[20:]))
+        wait(lambda: run_of(client, running)["progress"]["done"] >= 5, "some are judged")
+        assert run_of(client, queued)["state"] == "queued"
+    asked = scripted.asked
+    assert 5 <= asked < 40
+    with service(options()) as client:
+        assert {one["state"] for one in client.get("/runs").json()["runs"]} <= {"queued", "running"}
+        first, second = (ended(client, id) for id in (running, queued))
+        assert (first["state"], first["progress"]["stored"], second["state"]) == ("done", asked, "done")
+        assert first["ended"] <= second["started"]
+        # Of all judgements, those before the restart too.
+        assert first["cost"] > first["progress"]["cost"]
+    assert scripted.asked == 48
+    with service(options()) as client:
+        assert run_of(client, running) == first
+    assert scripted.asked == 48
+
+
+def test_a_cancelled_run_begins_nothing_more_and_the_same_request_goes_on(slow):
+    scripted, options = slow
+    with service(options()) as client:
+        running, queued = (submitted(client, chosen)["id"] for chosen in (items(20), items(24)[20:]))
+        wait(lambda: run_of(client, running)["progress"]["done"] >= 3, "some are judged")
+        assert cancelled(client, queued)["state"] == "cancelled"
+        run = cancelled(client, running)
+        assert run["state"] == "cancelled"
+        assert 0 < run["progress"]["done"] < 40
+        wait(lambda: not client.app.app.state.runs._workers, "what was in flight has arrived")
+        asked = scripted.asked
+        assert asked < 40
+        assert cancelled(client, running) == run_of(client, running)
+        # Asked again at once and after a restart: it goes on with what is missing.
+    with service(options()) as client:
+        assert run_of(client, running)["state"] == "cancelled"
+        assert submitted(client, items(20))["state"] in ("queued", "running")
+        done = ended(client, running)
+        assert (done["state"], done["progress"]["stored"]) == ("done", asked)
+        assert cancelled(client, running)["state"] == "done"
+    assert scripted.asked == 40
+
+
+def test_a_run_that_is_asked_for_again_while_it_ends_is_played_again(slow):
+    scripted, options = slow
+    with service(options()) as client:
+        id = submitted(client, items(10))["id"]
+        wait(lambda: run_of(client, id)["progress"]["done"] >= 2, "some are judged")
+        assert cancelled(client, id)["state"] == "cancelled"
+        assert submitted(client, items(10))["state"] in ("queued", "running")
+        assert ended(client, id)["state"] == "done"
+    assert scripted.asked == 20
+
+
+def test_a_run_whose_judge_fails_says_so_and_is_begun_again_by_the_same_request(url, scripted, tmp_path):
+    with service(settings(tmp_path, url)) as client:
+        scripted.refusal = 401
+        failed = ended(client, submitted(client, items(4))["id"])
+        assert failed["state"] == "failed"
+        assert "status 401" in failed["error"]
+        assert failed["result"] is None
+        scripted.refusal = 400
+        submitted(client, items(4))
+        some = wait(lambda: (run := run_of(client, failed["id"]))["error"] != failed["error"] and run, "it ended again")
+        some = ended(client, some["id"])
+        assert "8 games have no answer" in some["error"]
+        scripted.refusal = None
+        submitted(client, items(4))
+        assert wait(lambda: run_of(client, failed["id"])["state"] == "done", "it is done")
+    # Without a record of what was not finished.
+    assert len(list((tmp_path / "records").glob("*.json"))) == 1
+
+
+def test_answers_of_policies_are_generated_once_for_a_run(tmp_path: Path):
+    scripted, policy = Scripted(faults=Faults(latency=0.05)), Policy()
+    asked = [item(number, output_2={"policy": "sft"}) for number in range(10)]
+    with served(scripted) as url, served(policy.app) as policy_url:
+        judge = settings(tmp_path, url).judges["scripted"].model_dump() | {"limits": {"concurrency": 2}}
+        options = settings(tmp_path, url, judges={"scripted": judge}, policies={"sft": policy_url})
+        with service(options) as client:
+            id = submitted(client, asked)["id"]
+            wait(lambda: run_of(client, id)["progress"]["done"] >= 2, "some are judged")
+        with service(options) as client:
+            run = ended(client, id)
+    assert len(policy.bodies) == 10
+    assert scripted.asked == 20
+    assert (run["result"]["b"]["name"], run["result"]["b"]["kind"]) == ("sft", "url")
+    assert run["result"]["a"]["kind"] == "given"
+
+
+def test_a_run_that_lacks_an_answer_has_failed_and_judged_the_others(url: str, tmp_path: Path):
+    policy = Policy()
+    with served(policy.app) as address, service(settings(tmp_path, url, policies={"sft": address})) as client:
+        asked = [
+            item(0, output_1={"policy": "sft"}),
+            item(1, instruction="refuse", output_1={"policy": "sft"}),
+            item(2),
+        ]
+        run = ended(client, submitted(client, asked)["id"])
+    assert run["state"] == "failed"
+    assert "1 comparisons lack an answer, the first being comparisons[1]: policy 'sft' refused" in run["error"]
+    assert run["rates"]["n_total"] == 2
+
+
+def test_too_many_waiting_runs_are_503_and_each_judge_plays_one_at_a_time(slow):
+    _, options = slow
+    with service(options(max_queued_runs=2)) as client:
+        ids = [submitted(client, items(10))["id"]]
+        wait(lambda: run_of(client, ids[0])["state"] == "running", "the first is begun")
+        ids += [submitted(client, [item(run)])["id"] for run in (100, 101)]
+        assert refused(client, 503, {"comparisons": [item(102)]}, "/runs")["code"] == "overloaded"
+        assert [run_of(client, id)["state"] for id in ids] == ["running", "queued", "queued"]
+        # What is there already needs no place.
+        assert submitted(client, [item(101)])["id"] == ids[2]
+        assert [ended(client, id)["state"] for id in ids] == ["done"] * 3
+        assert submitted(client, [item(102)])["state"] in ("queued", "running")
+
+
+def test_a_run_of_another_judge_does_not_wait(slow):
+    _, options = slow
+    reward = Reward()
+    with served(reward.app) as address:
+        judges = {name: one.model_dump() for name, one in options().judges.items()}
+        both = settings(Path(options().store).parent, "", judges=judges | {"rm": {"reward": {"url": address}}})
+        with service(both) as client:
+            slow_one = submitted(client, items(40))["id"]
+            quick = ended(client, submitted(client, items(10), judge="rm")["id"])
+            assert (quick["state"], quick["protocol"]) == ("done", None)
+            assert run_of(client, slow_one)["state"] == "running"
+            cancelled(client, slow_one)
+
+
+def test_a_judge_that_became_another_fails_the_runs_that_were_asked_of_the_first(tmp_path: Path, slow):
+    _, options = slow
+    judge = options().judges["scripted"].model_dump()
+    with service(options()) as client:
+        id = submitted(client, items(20))["id"]
+    judge["chat"]["temperature"] = 1.0
+    with service(
+        options().model_copy(update={"judges": settings(tmp_path, "", judges={"scripted": judge}).judges})
+    ) as c:
+        run = ended(c, id)
+        assert run["state"] == "failed"
+        assert "has become another" in run["error"]
+        other = submitted(c, items(20))["id"]
+        assert other != id
+        cancelled(c, other)
+
+
+def test_a_run_may_stop_as_soon_as_it_is_clear(tmp_path: Path):
+    # The judge says that the longer one is better, which is always B.
+    scripted = Scripted(Script(length_bias=20.0, length_scale=1.0))
+    asked = [item(n, output_2=f"another {n}, and a good deal longer") for n in range(200)]
+    with served(scripted) as url, service(settings(tmp_path, url)) as client:
+        run = ended(client, submitted(client, asked, stop_when_clear=True)["id"])
+    assert run["state"] == "done"
+    assert run["result"]["ended"] == "clear"
+    assert run["result"]["sequential"]["better"] == "b"
+    assert run["result"]["sequential"]["prompts"] < 200
+    assert scripted.asked < 400
+
+
+def test_money_that_is_spent_fails_a_run_and_keeps_what_was_judged(url: str, scripted: Scripted, tmp_path: Path):
+    judge = settings(tmp_path, url).judges["scripted"].model_dump()
+    poor = {"scripted": judge | {"limits": {"max_cost": 0.005, "concurrency": 1}}}
+    with service(settings(tmp_path, url, judges=poor)) as client:
+        run = ended(client, submitted(client, items(40))["id"])
+        assert run["state"] == "failed"
+        assert "the money for judge 'scripted' is spent" in run["error"]
+        asked = scripted.asked
+        assert 0 < asked < 80
+    with service(settings(tmp_path, url)) as client:
+        # The limit is none of what defines the judge: the same run.
+        assert submitted(client, items(40))["id"] == run["id"]
+        assert ended(client, run["id"])["progress"]["stored"] == asked
+
+
+def test_an_unknown_run_is_404(url: str, tmp_path: Path):
+    with service(settings(tmp_path, url)) as client:
+        for response in (client.get("/runs/nix"), client.post("/runs/nix/cancel")):
+            assert response.status_code == 404
+            assert response.json()["error"]["code"] == "run_not_found"
+
+
+def test_a_folder_of_runs_is_for_one_service(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "LOCK_PATIENCE", 0.1)
+    with (
+        service(settings(tmp_path, url)),
+        pytest.raises(RequestError, match="another judge service uses"),
+        service(settings(tmp_path, url)),
+    ):
+        raise AssertionError("two services have one folder")
+    with service(settings(tmp_path, url)) as client:
+        assert client.get("/runs").status_code == 200
+
+
+def test_a_run_whose_files_are_broken_is_passed_over_and_told(url: str, tmp_path: Path, caplog):
+    with service(settings(tmp_path, url)) as client:
+        good, bad = (ended(client, submitted(client, [item(number)])["id"])["id"] for number in (0, 1))
+    (tmp_path / "runs" / bad / "run.json").write_text('{"summary": 1}')
+    with service(settings(tmp_path, url)) as client:
+        assert [run["id"] for run in client.get("/runs").json()["runs"]] == [good]
+    assert f"{bad}/run.json" in caplog.text
+
+
+def test_what_is_kept_of_a_request_is_the_request(url: str, tmp_path: Path):
+    talk = {"questions": ["One?", "Two?"], "output_1": ["a", ""], "output_2": {"policy": "sft"}, "human": 0.5}
+    talk |= {"history": [{"role": "system", "content": "be brief"}], "reference": "r", "cut_1": True}
+    body = json.dumps({"comparisons": [talk, item()], "replicates": 2, "generator_1": "old"}).encode()
+    request = parse(RunRequest, body)
+    assert parse(RunRequest, request.model_dump_json(exclude_defaults=True).encode()) == request
