@@ -57,11 +57,21 @@ class Scripted:
     """A scripted judge that may be told to wait or to refuse, and knows what it was asked."""
 
     def __init__(self, script: Script = Script(), faults: Faults = Faults()) -> None:
-        self.script, self.asked, self.refusal = script, 0, None
+        self.asked, self.at_once, self.most_at_once = 0, 0, 0
+        self.refusal: int | None = None
+        """A status to answer everything with, quoting it."""
         self._server = ScriptedServer(PROTOCOLS, script, hashed(), faults)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.asked += 1
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            await self._respond(scope, receive, send)
+        finally:
+            self.at_once -= 1
+
+    async def _respond(self, scope: Any, receive: Any, send: Any) -> None:
         if self.refusal:
             body = b"".join([event["body"] async for event in _events(receive)])
             await JSONResponse({"error": {"message": body.decode(), "code": None}}, self.refusal)(scope, receive, send)

@@ -340,7 +340,7 @@ def test_a_run_whose_files_are_broken_is_passed_over_and_told(url: str, tmp_path
     assert f"{bad}/run.json" in caplog.text
 
 
-def test_what_is_kept_of_a_request_is_the_request(url: str, tmp_path: Path):
+def test_what_is_kept_of_a_request_is_the_request():
     talk = {"questions": ["One?", "Two?"], "output_1": ["a", ""], "output_2": {"policy": "sft"}, "human": 0.5}
     talk |= {"history": [{"role": "system", "content": "be brief"}], "reference": "r", "cut_1": True}
     body = json.dumps({"comparisons": [talk, item()], "replicates": 2, "generator_1": "old"}).encode()

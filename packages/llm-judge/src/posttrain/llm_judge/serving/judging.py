@@ -93,7 +93,7 @@ class Judging:
                 if leaving.done():
                     return None
                 raise DeadlineExceeded(
-                    f"not all {count} comparisons were judged within {self.settings.deadline_seconds:.0f} seconds; "
+                    f"not all {count} comparisons were judged within {self.settings.deadline_seconds:g} seconds; "
                     "what was judged is kept: ask again, or use POST /runs"
                 )
             work.result()
