@@ -24,47 +24,16 @@ from posttrain.llm_judge.protocols import load_protocol
 from posttrain.llm_judge.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))
-from scripted_service import scripted_service
+from scripted_service import POSTTRAIN, scripted_service
 
 IN_FLIGHT = 16
 LATENCY = 0.01
+OF_THE_RUN = ("created", "spent", "games", "ended", "record")
+"""What of a record is about the run, not about what was judged."""
 TIMES = ("created", "time_per_example")
-"""What differs between two runs that say the same."""
+"""The same of an annotation."""
 JUDGE = ("--latency", LATENCY, "--position-bias", 0.8, "--noise", 0.5, "--garbage", 0.02, "--stubborn", 0.5)
 FAULTS = ("--rate-limited", 0.02, "--retry-after", 0.2, "--errors", 0.02, "--hangs", 0.01, "--hang-seconds", 0.5)
-
-CLIENT = """
-import asyncio, json, sys
-from pathlib import Path
-from posttrain.core.files import read_jsonl
-from posttrain.llm_judge.comparisons import Comparison
-from posttrain.llm_judge.judges.chat import ChatJudge, ChatSettings
-from posttrain.llm_judge.judges.completions import ChatServer
-from posttrain.llm_judge.limits import Limits, LimitSettings
-from posttrain.llm_judge.matches import Match, pairs_of, play
-from posttrain.llm_judge.protocols import load_protocol
-from posttrain.llm_judge.scores import scores
-from posttrain.llm_judge.store import Store
-
-folder, url, store = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-a, b = (read_jsonl(folder / f"{name}.jsonl") for name in "AB")
-comparisons = [
-    Comparison(questions=(one["instruction"],), answers_a=(one["output"],), answers_b=(other["output"],))
-    for one, other in zip(a, b)
-]
-
-async def main():
-    limits, protocol = Limits(LimitSettings(concurrency=16)), load_protocol("alpaca")
-    server = ChatServer(limits, base_url=f"{url}/v1")
-    async with ChatJudge(ChatSettings(model="scripted"), protocol, server) as judge:
-        with Store(store) as opened:
-            return await play(Match(comparisons, protocol), judge, opened, limits)
-
-played = asyncio.run(main())
-assert played.report.complete
-print(json.dumps(scores(pairs_of(played.judged))))
-"""
-
 
 Line = dict[str, Any]
 """Of the server's log: a request."""
@@ -87,20 +56,23 @@ def write_answers(folder: Path, number: int) -> None:
         write_jsonl(folder / f"{name}.jsonl", answers)
 
 
-def client(folder: Path, url: str, store: Path) -> list[str]:
-    return [sys.executable, "-c", CLIENT, str(folder), url, str(store)]
+def client(folder: Path, url: str, runs: Path) -> list[str]:
+    command = [*POSTTRAIN, "judge", "run", folder / "A.jsonl", folder / "B.jsonl", "--judge", url, "--runs", runs]
+    return [str(part) for part in (*command, "--concurrency", IN_FLIGHT, "--json")]
 
 
-def result(command: Sequence[str]) -> Any:
-    """What the client says in the end."""
+def result(command: Sequence[str]) -> dict[str, Any]:
+    """The record that the client leaves, without what is about the run."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert json.loads(Path(record["record"]).read_text()) == {k: v for k, v in record.items() if k != "record"}
+    return {name: value for name, value in record.items() if name not in OF_THE_RUN}
 
 
 def killed(
     command: Sequence[str], log: Path, url: str, store: Path, kills: int, games: int
-) -> tuple[Any, list[Stretch]]:
+) -> tuple[dict[str, Any], list[Stretch]]:
     """The client's result when it was killed so many times before, and what happened between the kills.
 
     Three of four kills come after some more requests, the others after some time, as the client starts or looks up what
@@ -198,15 +170,17 @@ def garbled(stretches: Sequence[Stretch]) -> set[tuple[str, bool]]:
 def test_a_run_killed_at_a_failing_server_ends_as_an_undisturbed_one_does(comparisons, kills, tmp_path):
     games = 2 * comparisons
     write_answers(tmp_path, comparisons)
-    calm, stormy = tmp_path / "calm.db", tmp_path / "stormy.db"
+    calm, stormy = tmp_path / "calm" / "store.db", tmp_path / "stormy" / "store.db"
     with scripted_service(tmp_path / "calm.log", *JUDGE) as url:
-        undisturbed = result(client(tmp_path, url, calm))
+        undisturbed = result(client(tmp_path, url, calm.parent))
     with (tmp_path / "calm.log").open("rb") as lines:
         whole = Stretch(read(lines), keys(calm))
     with scripted_service(log := tmp_path / "stormy.log", *JUDGE, *FAULTS) as url:
-        disturbed, stretches = killed(client(tmp_path, url, stormy), log, url, stormy, kills, games)
+        disturbed, stretches = killed(client(tmp_path, url, stormy.parent), log, url, stormy, kills, games)
 
     assert disturbed == undisturbed
+    assert undisturbed["rates"]["n_total"] > 0.95 * comparisons
+    assert undisturbed["annotations"]["count"] == games
     assert annotations(stormy) == annotations(calm)
     assert len(whole.stored) == games
     # Garbage belongs to the game: the same ones, and there were some.
