@@ -110,8 +110,7 @@ def _pairs(path: Path, wanted: "Wanted", category: str | None, limit: int | None
     from posttrain.llm_judge.records import annotations_of, read_record
     from posttrain.llm_judge.run_report import print_record
     from posttrain.llm_judge.show_page import print_pair
-    from posttrain.llm_judge.show_selection import as_json as pair_as_json
-    from posttrain.llm_judge.show_selection import select
+    from posttrain.llm_judge.show_selection import pair_as_json, select
 
     record = read_record(path)
     judged = read_export(annotations_of(path))

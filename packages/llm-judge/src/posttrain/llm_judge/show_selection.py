@@ -83,7 +83,7 @@ def select(judged: Sequence[Judged], wanted: Wanted, category: str | None = None
     ]
 
 
-def as_json(pair: Pair) -> dict[str, Any]:
+def pair_as_json(pair: Pair) -> dict[str, Any]:
     """A pair for machines."""
     asked, turns = pair.comparison, pair.game.turns
     return {
