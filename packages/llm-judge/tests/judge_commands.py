@@ -1,14 +1,9 @@
-"""What tests of the `posttrain judge` commands share: commands as declared, servers in threads, small files."""
+"""What tests of the `posttrain judge` commands share: commands as declared, judges and models to ask."""
 
 import json
-import threading
-import time
 import tomllib
-from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
-
-import uvicorn
 
 from posttrain.core import cli
 from posttrain.llm_judge.judges.qualities import pattern
@@ -25,22 +20,6 @@ def declare(monkeypatch):
     declared = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]["entry-points"][cli.GROUP]
     entries = [EntryPoint(name, value, cli.GROUP) for name, value in declared.items()]
     monkeypatch.setattr(cli, "entry_points", lambda group: entries)
-
-
-@contextmanager
-def serving(app):
-    """The address of an ASGI application that answers in a thread."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.005)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def scripted(log=None, script=None, **faults):

@@ -16,7 +16,8 @@ from posttrain.llm_judge.judges import completions
 from posttrain.llm_judge.judges.script import Script
 
 sys.path.insert(0, str(Path(__file__).parent))
-from judge_commands import StubServer, declare, refusal, scripted, serving
+from judge_commands import StubServer, declare, refusal, scripted
+from judge_service import served
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def run(capsys):
 
 @pytest.fixture
 def judge(tmp_path):
-    with serving(scripted(tmp_path / "log.jsonl")) as url:
+    with served(scripted(tmp_path / "log.jsonl")) as url:
         yield url
 
 
@@ -233,7 +234,7 @@ def test_a_signal_ends_it_in_order_and_the_same_command_goes_on(run, tmp_path):
         await app(scope, receive, send)
 
     a, b = answers("old", [0] * 30), answers("new", [1] * 30)
-    with serving(interrupting) as url:
+    with served(interrupting) as url:
         status, record, said = run(a, b, "--judge", url, "--concurrency", 2)
         assert (status, record["ended"], record["record"]) == (130, "interrupted", None)
         assert "interrupted; the same command goes on from here" in said
@@ -246,7 +247,7 @@ def test_a_signal_ends_it_in_order_and_the_same_command_goes_on(run, tmp_path):
 
 def test_position_bias_is_in_the_report_and_warned_of(run, tmp_path):
     a, b = answers("old", [0] * 20), answers("new", [0.1] * 20)
-    with serving(scripted(script=Script(position_bias=2.0))) as url:
+    with served(scripted(script=Script(position_bias=2.0))) as url:
         _, record, said = run(a, b, "--judge", url)
     assert record["rates"]["bias"]["consistency"]["value"] == 0
     assert record["rates"]["bias"]["position_log_odds"]["value"] == pytest.approx(-2, abs=1e-6)
@@ -272,7 +273,7 @@ def policy(prefix="So: "):
 def test_answers_of_a_served_model_are_generated_once(run, judge):
     a = answers("old", [0] * 6)
     stub = policy()
-    with serving(stub) as url:
+    with served(stub) as url:
         status, record, said = run(a, url, "--judge", judge)
         assert status == 0
         assert "policy: 0 of 6 answers are in" in said
@@ -296,7 +297,7 @@ def test_answers_of_a_served_model_are_generated_once(run, judge):
 def test_conversations_are_answered_turn_by_turn(run, judge):
     old, _, *prompts = mt_bench_files()
     stub = policy()
-    with serving(stub) as url:
+    with served(stub) as url:
         run(old, url, *prompts, "--judge", judge, "--protocol", "mt_bench", "--max-new-tokens", 9)
     second = max(stub.asked, key=lambda body: len(body["messages"]))["messages"]
     assert [message["role"] for message in second] == ["user", "assistant", "user"]
@@ -314,7 +315,7 @@ def test_a_prompt_that_a_model_cannot_answer_costs_only_itself(run, judge):
         return refusal(400, "too long") if bad else "fine, quality 1"
 
     stub = StubServer(reply)
-    with serving(stub) as url:
+    with served(stub) as url:
         status, _, said = run(a, url, "--judge", judge)
         assert status == 1
         assert "policy gave no answer to 1 prompts: 'Say 3.': " in said
@@ -327,7 +328,7 @@ def test_a_prompt_that_a_model_cannot_answer_costs_only_itself(run, judge):
 
 def test_answers_cut_at_their_greatest_length_are_known_as_such(run, judge):
     a = answers("old", [0] * 3)
-    with serving(StubServer(lambda body: "on and on…")) as url:
+    with served(StubServer(lambda body: "on and on…")) as url:
         run(a, url, "--judge", judge)
     (kept,) = Path("runs/judge/answers").glob("*.jsonl")
     assert {row["finish_reason"] for row in read_jsonl(kept)} == {"length"}
@@ -335,7 +336,7 @@ def test_answers_cut_at_their_greatest_length_are_known_as_such(run, judge):
 
 def test_half_a_kept_answer_is_asked_again(run, judge):
     a, stub = answers("old", [0] * 4), policy()
-    with serving(stub) as url:
+    with served(stub) as url:
         run(a, url, "--judge", judge)
         (kept,) = Path("runs/judge/answers").glob("*.jsonl")
         content = kept.read_bytes()
@@ -357,7 +358,7 @@ def test_a_source_of_rewards_as_judge(run):
         await send({"type": "http.response.body", "body": data})
 
     a, b = answers("old", [0] * 4), answers("new", [1, 1, 2, -1])
-    with serving(rewards) as url:
+    with served(rewards) as url:
         status, record, said = run(a, b, "--judge", "reward", "--reward-url", url)
         assert status == 0, said
         mean = (2 * sigmoid(1) + sigmoid(2) + sigmoid(-1)) / 4
@@ -380,7 +381,7 @@ def test_a_checkpoint_is_served_only_while_it_has_something_to_answer(run, judge
             started.append((name, arguments))
 
         def __enter__(self):
-            self._serving = serving(stub)
+            self._serving = served(stub)
             self.url = self._serving.__enter__()
             return self
 
@@ -406,7 +407,7 @@ def test_a_checkpoint_is_served_only_while_it_has_something_to_answer(run, judge
 
 def test_a_key_that_is_refused_is_told_and_nothing_is_written(run, monkeypatch):
     a, b = answers("old", [0]), answers("new", [1])
-    with serving(StubServer(lambda body: refusal(401, "no"))) as url:
+    with served(StubServer(lambda body: refusal(401, "no"))) as url:
         monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/v1")
         monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong")
         status, record, said = run(a, b, "--judge", "gpt-x")
@@ -418,7 +419,7 @@ def test_a_key_that_is_refused_is_told_and_nothing_is_written(run, monkeypatch):
 def test_settings_of_the_judge_define_it_and_are_sent(run, monkeypatch):
     a, b = answers("old", [0]), answers("new", [1])
     stub = StubServer(lambda body: "M")
-    with serving(stub) as url:
+    with served(stub) as url:
         monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/v1")
         options = ["--judge-temperature", "none", "--judge-seed", 3, "--judge-max-tokens", 7]
         _, record, _ = run(a, b, "--judge", "gpt-x", *options, "--set", "reasoning_effort=low")
