@@ -85,14 +85,15 @@ def find_judge(
             )
         return lambda stack, _: _open_reward(wish, stack)
     _refuse(wish, "a chat model", {"--source": wish.source, "--scale": wish.scale, "--reward-url": wish.reward_url})
+    model = wish.judge
+    url: str | None = None  # then the environment says both
+    key: str | None = None
     if is_url(wish.judge):
         endpoint = find_endpoint(wish.judge, wish.model)
         # Never the key of another kind of server.
-        model, place = endpoint.model, {"base_url": endpoint.base_url, "api_key": endpoint.api_key or "none"}
+        model, url, key = endpoint.model, endpoint.base_url, endpoint.api_key or "none"
     elif wish.model:
         raise RequestError(f"--model is for a judge by its address, and --judge {wish.judge} is a model already")
-    else:
-        model, place = wish.judge, {}
     price = price_of(model)
     check_max_cost(max_cost, price, model)
     settings = validate(
@@ -106,8 +107,8 @@ def find_judge(
         },
         "the judge",
     )
-    ChatServer(Limits(), **place)  # says at once whether the key is there
-    return lambda _, limits: ChatJudge(settings, protocol, ChatServer(limits, price=price, **place))
+    ChatServer(Limits(), base_url=url, api_key=key)  # says at once whether the key is there
+    return lambda _, limits: ChatJudge(settings, protocol, ChatServer(limits, base_url=url, api_key=key, price=price))
 
 
 def _open_reward(wish: JudgeWish, stack: ExitStack) -> RewardJudge:
