@@ -114,8 +114,8 @@ def test_money_that_is_spent_is_402_and_what_was_judged_is_kept(url: str, script
 
 @pytest.fixture
 def slow(tmp_path: Path):
-    """A judge that takes a fifth of a second, and settings for two requests to it at once."""
-    scripted = Scripted(faults=Faults(latency=0.2))
+    """A judge that takes a tenth of a second, and settings for two requests to it at once."""
+    scripted = Scripted(faults=Faults(latency=0.1))
     with served(scripted) as url:
         judge = settings(tmp_path, url).judges["scripted"].model_dump() | {"limits": {"concurrency": 2}}
         yield scripted, lambda **more: settings(tmp_path, url, judges={"scripted": judge}, **more)
@@ -123,7 +123,7 @@ def slow(tmp_path: Path):
 
 def test_an_answer_that_takes_too_long_is_504_and_what_was_judged_is_kept(slow):
     scripted, options = slow
-    with service(options(deadline_seconds=0.5)) as client:
+    with service(options(deadline_seconds=0.3)) as client:
         error = refused(client, 504, {"comparisons": items(20)})
         assert error["code"] == "deadline_exceeded"
         wait(lambda: client.app.app.state.judging.waiting == 0, "it has ended")
@@ -140,7 +140,7 @@ def test_a_client_that_goes_away_has_what_was_in_flight_kept(slow):
     app = create_app(options())
     with served(ServiceMiddleware(app, api_key=""), "on") as url:
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{url}/judge", json={"comparisons": items(20)}, timeout=0.5)
+            httpx.post(f"{url}/judge", json={"comparisons": items(20)}, timeout=0.3)
         wait(lambda: app.state.judging.waiting == 0, "it has ended")
         asked = scripted.asked
         assert 0 < asked < 20

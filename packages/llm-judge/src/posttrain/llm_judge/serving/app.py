@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
@@ -121,7 +122,7 @@ def create_app(settings: JudgeServiceSettings) -> FastAPI:
         judging: Judging = request.app.state.judging
         until = time.monotonic() + settings.deadline_seconds
         wanted = await _read(JudgeRequest, request)
-        answer = await judging.answer(wanted, _disconnected(request), until)
+        answer = await judging.answer(wanted, partial(_disconnected, request), until)
         return Response(status_code=CLIENT_GONE) if answer is None else _json(answer)
 
     @app.post("/runs", **described(RunAnswer, 415, status=202, request=RunRequest))

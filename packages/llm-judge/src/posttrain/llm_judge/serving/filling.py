@@ -59,8 +59,8 @@ async def _generate(contest: Contest, policies: Policies, index: int, side: int,
 async def _until_interrupted(contest: Contest, work: Sequence[Coroutine[Any, Any, None]]) -> None:
     if not work:
         return
-    everything = asyncio.gather(*work)
-    interruption = asyncio.create_task(contest.interrupted.wait())
+    everything: asyncio.Future[Any] = asyncio.gather(*work)
+    interruption: asyncio.Future[Any] = asyncio.create_task(contest.interrupted.wait())
     try:
         await asyncio.wait({everything, interruption}, return_when=asyncio.FIRST_COMPLETED)
         if everything.done():

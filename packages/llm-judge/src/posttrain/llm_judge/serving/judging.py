@@ -7,7 +7,7 @@ still gets its few seconds to arrive and be kept. So the same request asks only 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,10 @@ class Judging:
         work.add_done_callback(self._ended)
         return work
 
-    async def answer(self, wanted: Wanted[JudgeRequest], gone: Awaitable[Any], until: float) -> JudgeAnswer | None:
-        """The answer on all comparisons; None when `gone` comes before. `until`: the monotonic time of the deadline.
+    async def answer(
+        self, wanted: Wanted[JudgeRequest], gone: Callable[[], Coroutine[Any, Any, None]], until: float
+    ) -> JudgeAnswer | None:
+        """The answer on all comparisons; None when `gone` returns before. `until`: the monotonic time of the deadline.
 
         Overloaded, DeadlineExceeded, BudgetSpent; WorkError when the judge or the store cannot be had at all. Single
         games that fail are told in the answer.
@@ -85,7 +87,7 @@ class Judging:
         work = self.begin(contest)
         self.waiting += count
         work.add_done_callback(lambda _: self._count_down(count))
-        leaving = asyncio.ensure_future(gone)
+        leaving = asyncio.create_task(gone())
         try:
             left = max(until - time.monotonic(), 0)
             await asyncio.wait({work, leaving}, timeout=left, return_when=asyncio.FIRST_COMPLETED)

@@ -35,8 +35,8 @@ class FromPolicy(Wire):
 
 
 def _kind(value: Any) -> str | None:
-    kinds = {str: "text", list: "texts", dict: "policy", FromPolicy: "policy"}
-    return kinds.get(type(value))
+    kinds: dict[str, type | tuple[type, ...]] = {"text": str, "texts": list, "policy": (dict, FromPolicy)}
+    return next((kind for kind, types in kinds.items() if isinstance(value, types)), None)
 
 
 Output = Annotated[
