@@ -59,7 +59,8 @@ def answers(name, qualities, **more):
 
 
 def requests():
-    return len(read_jsonl(Path("log.jsonl"))) if Path("log.jsonl").exists() else 0
+    """How many the scripted judge was sent."""
+    return len(read_jsonl(Path("log.jsonl"), allow_empty=True))
 
 
 def sigmoid(x):
@@ -119,12 +120,11 @@ def test_protocols_with_a_figure_of_their_own(run, judge, protocol):
 
 
 def mt_bench_files():
-    turns = ["Think of a bird.", "And of another."]
     write_jsonl(
         Path("question.jsonl"),
         [
-            {"question_id": number, "category": "math" if number == 81 else "writing", "turns": turns}
-            for number in (81, 82)
+            {"question_id": 81, "category": "math", "turns": ["Add up.", "And again."]},
+            {"question_id": 82, "category": "writing", "turns": ["Think of a bird.", "And of another."]},
         ],
     )
     for name, quality in (("old", 0), ("new", 4)):
@@ -301,7 +301,7 @@ def test_conversations_are_answered_turn_by_turn(run, judge):
         run(old, url, *prompts, "--judge", judge, "--protocol", "mt_bench", "--max-new-tokens", 9)
     second = max(stub.asked, key=lambda body: len(body["messages"]))["messages"]
     assert [message["role"] for message in second] == ["user", "assistant", "user"]
-    assert second[1]["content"] == "So: Think of a bird. quality 1"
+    assert second[1]["content"] in ("So: Think of a bird. quality 1", "So: Add up. quality 1")
     assert {body["max_tokens"] for body in stub.asked} == {9}
     (kept,) = Path("runs/judge/answers").glob("*.jsonl")
     assert {len(row["outputs"]) for row in read_jsonl(kept)} == {2}
@@ -449,10 +449,7 @@ def test_settings_of_the_judge_define_it_and_are_sent(run, monkeypatch):
         (["a.jsonl", "b.jsonl", "--concurrency", "0"], "'concurrency' input should be greater than or equal to 1"),
         (["a.jsonl", "b.jsonl", "--judge-temperature", "hot"], "takes a number or 'none', not 'hot'"),
         (["a.jsonl", "b.jsonl", "--runs", "a.jsonl/runs"], "a.jsonl is a file; name a folder"),
-        (
-            ["empty-model", "empty-model"],
-            "there are no prompts; give some with --prompts",
-        ),
+        (["empty-model", "empty-model"], "there are no prompts; give some with --prompts"),
         (
             ["a.jsonl", "b.jsonl", "--protocol", "mt_bench_grade", "--stop-when-clear"],
             "mt_bench_grade grades single answers",
