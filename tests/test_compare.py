@@ -127,6 +127,24 @@ def test_same_command_again_reuses_everything_and_gives_the_same_table(compared)
     assert content(runs) == before
 
 
+def test_judge_fills_the_column_of_a_finished_comparison_which_stays_without_it(compared, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(compared[0], runs)
+    by_the_verifier = ("--set", "judge.judges=[verifier]")
+    out, said = finish(on_the_verifier(runs, *by_the_verifier, "--judge", "--json"))
+    assert not any(line.endswith(": started") for line in said.splitlines())
+    assert "[3/3] grpo (verifier), seed 0, win rate over sft: verifier " in said
+    judged = json.loads(out)
+    rates = {row["method"]: row["judge"] and row["judge"]["verifier"] for row in judged["rows"]}
+    assert rates.pop("sft") is None
+    assert all(0 <= rate["value"] <= 1 and rate["n"] == 8 for rate in rates.values())
+    assert len(list((runs / "judge").glob("*.json"))) == 3
+    out, said = finish(on_the_verifier(runs, *by_the_verifier, "--json"))
+    assert "service" not in said
+    assert json.loads(out) == judged
+    assert not _below(runs)
+
+
 def test_dry_run_of_a_finished_comparison_says_that_nothing_is_left(compared):
     out, _ = finish(on_the_verifier(compared[0], "--dry-run"))
     lines = out.splitlines()
@@ -252,3 +270,18 @@ def test_interrupted_comparison_leaves_no_process_and_redoes_only_the_stage_that
     assert (again["took"]["runs"], calm["took"]["runs"]) == (2, 1)
     assert again["took"]["done"] == calm["took"]["done"]
     assert numbers(again) == numbers(calm)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_reward_model_and_the_verifier_judge_what_was_trained(undisturbed, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(undisturbed, runs)
+    out, _ = finish(on_pairs(runs, "--judge", "--json"))
+    judged = json.loads(out)
+    assert (judged["judge"]["judges"], judged["judge"]["gold"]) == (["rm", "verifier"], "verifier")
+    rates = {row["method"]: row["judge"] for row in judged["rows"]}
+    for row in ("base", "dpo", "ppo"):
+        assert 0 <= rates[row]["rm"]["value"] <= 1
+        assert rates[row]["rm"]["gold"]["agreement"]["n"] == 8
+    assert len(list((runs / "judge").glob("*.json"))) == 6

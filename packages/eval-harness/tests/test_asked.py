@@ -46,5 +46,7 @@ def test_a_task_without_an_id_in_its_docs_has_their_numbers_and_no_reference(tmp
 
 
 def test_what_has_no_answers_is_told():
-    with pytest.raises(RequestError, match="nano_choice is a multiple_choice task, without answers; name one that"):
+    with pytest.raises(RequestError, match="nano_choice is a multiple_choice task, which has no answers; name"):
         asked("nano_choice")
+    with pytest.raises(RequestError, match="'nano' is a group of tasks; name one of them"):
+        asked("nano")

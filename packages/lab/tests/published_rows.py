@@ -1,15 +1,18 @@
 """Rows as a record publishes them: forty items a seed, of which the first so many are right."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from posttrain.core.statistics import Estimate
 from posttrain.lab.costs import RowCost
+from posttrain.lab.judge_scores import Judges
 from posttrain.lab.published_metrics import merge_metrics
 from posttrain.lab.record import publish_table
 from posttrain.lab.table import Scores, Table, TableRow, build_table
 
+JUDGES = Judges("nano_instructions", ("rm", "verifier"), "verifier")
 DESCRIBED = {"recipe": "nano", "title": "every method", "commands": ["posttrain compare"], "stages": []}
 HASHES = {"base": "aaaaaaaa", "sft": "bbbbbbbb", "dpo": "cccccccc", "ppo": "dddddddd"}
 """The beginnings of the rows' hashes."""
@@ -44,8 +47,19 @@ def four_rows() -> list[TableRow]:
     return [row(name, of_seeds) for name, of_seeds in right.items()]
 
 
+def judged_rows() -> list[TableRow]:
+    """The four, judged by two of one mind: all but the base are better than sft on most items."""
+    likes = {"base": {0: 4, 1: 2}, "dpo": {0: 25, 1: 24}, "ppo": {0: 30, 1: 35}}
+    return [
+        replace(each, judged={"rm": scores(likes[each.name]), "verifier": scores(likes[each.name])})
+        if each.name in likes
+        else each
+        for each in four_rows()
+    ]
+
+
 def table_of(*rows: TableRow, columns: tuple[str, ...] = ("acc",)) -> Table:
-    return build_table(rows, columns, ["acc"], "acc", check=False)
+    return build_table(rows, columns, ["acc"], "acc", check=False, judges=JUDGES)
 
 
 def evaluations(*rows: TableRow, seed: int = 0) -> list[dict[str, Any]]:

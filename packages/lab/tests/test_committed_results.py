@@ -66,7 +66,13 @@ def test_every_row_has_its_items_and_nobody_else_has(records):
 def test_every_row_can_be_read_back_from_its_items(records):
     for name, record in records.items():
         for plain in record["rows"]:
-            scores = read_row(RESULTS, name, plain).scores
+            row = read_row(RESULTS, name, plain)
+            scores = row.scores
             found = {column: (each.estimate.n, each.estimate.value) for column, each in scores.items()}
             shown = {column: (each["n"], pytest.approx(each["value"])) for column, each in plain["columns"].items()}
             assert found == shown
+            judged = plain["judge"] or {}
+            rates = {judge: row.judged[judge].estimate for judge in judged}
+            assert {judge: (each.n, each.value) for judge, each in rates.items()} == {
+                judge: (each["n"], pytest.approx(each["value"])) for judge, each in judged.items()
+            }

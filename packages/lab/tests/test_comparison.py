@@ -1,16 +1,24 @@
 """A comparison's plans, and the rows of other runs that join it: rebuilt from what their directories say."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+from packages.lab.tests.finished_runs import finished
 from posttrain.core.errors import RequestError
 from posttrain.core.files import atomic_write_json
 from posttrain.lab import jobs as jobs_module
 from posttrain.lab import policy_measures
-from posttrain.lab.comparison import _recorded_identity, external_entries, plan_comparison, plans_without
+from posttrain.lab.comparison import (
+    _recorded_identity,
+    external_entries,
+    plan_comparison,
+    plans_without,
+    refuse_unlike,
+)
 from posttrain.lab.evaluations import SETTINGS_FILE, evaluation_settings
 from posttrain.lab.graph import plan_training
 from posttrain.lab.pipeline import record_base
@@ -231,3 +239,11 @@ def test_a_row_that_is_in_the_comparison_already_is_refused(tmp_path):
     plan = write(planned(tmp_path))
     with pytest.raises(RequestError, match="that is dpo, which is in this comparison; leave it out"):
         external_entries([fingerprint(plan, "dpo")], [plan], tmp_path)
+
+
+def test_sft_policy_that_was_deleted_under_a_finished_choice_is_trained_again(tmp_path):
+    plans = finished(tmp_path, ["best_of_n"])
+    assert all(task.finished for task in tasks_of(plans))
+    shutil.rmtree(plans[0].reference.run.path)
+    refuse_unlike(plans, [], [])
+    assert [task.label for task in tasks_of(plans) if not task.finished] == ["sft, seed 0", "sft, seed 0: evaluation"]

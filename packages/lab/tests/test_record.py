@@ -6,12 +6,21 @@ from dataclasses import replace
 
 import pytest
 
-from packages.lab.tests.published_rows import DESCRIBED, content, evaluations, four_rows, row, scores, table_of
+from packages.lab.tests.published_rows import (
+    DESCRIBED,
+    content,
+    evaluations,
+    four_rows,
+    judged_rows,
+    row,
+    scores,
+    table_of,
+)
 from posttrain.core.errors import RequestError
 from posttrain.data.nano.corpus import evaluation_clusters
 from posttrain.lab.cells import as_json
 from posttrain.lab.published_metrics import merge_metrics
-from posttrain.lab.record import publish_table, retract
+from posttrain.lab.record import publish_table, read_row, retract
 from posttrain.lab.table import TableRow, build_table
 
 
@@ -166,3 +175,77 @@ def test_clusters_that_a_task_named_are_kept_and_those_of_generated_items_follow
     lines = {line["column"]: line for line in map(json.loads, packed.splitlines())}
     assert lines["acc"]["clusters"] == own.shared
     assert "clusters" not in lines["mc2"]
+
+
+class TestJudged:
+    """What judges said is published with its preferences, and is evidence like any other."""
+
+    @pytest.fixture
+    def published(self, tmp_path):
+        publish_table(tmp_path, "nano", table_of(*judged_rows()), DESCRIBED, [])
+        return tmp_path
+
+    def test_rates_stand_in_the_record_with_who_judged(self, published):
+        plain = json.loads((published / "nano.json").read_text())
+        assert plain["judge"]["judges"] == ["rm", "verifier"]
+        assert plain["rows"][2]["judge"]["rm"]["value"] == 49 / 80
+        assert "## Judged against sft on nano_instructions" in (published / "nano.md").read_text()
+
+    def test_preferences_can_be_read_back(self, published):
+        plain = json.loads((published / "nano.json").read_text())
+        read = [read_row(published, "nano", each) for each in plain["rows"]]
+        assert [each.judged for each in read] == [each.judged for each in judged_rows()]
+        assert [set(each.scores) for each in read] == [{"acc"}] * 4
+
+    def test_record_that_nobody_judged_may_be_published_judged(self, tmp_path):
+        publish_table(tmp_path, "nano", table_of(*four_rows()), DESCRIBED, [])
+        plain = json.loads((tmp_path / "nano.json").read_text())
+        del plain["judge"]  # as releases before the judges wrote it
+        (tmp_path / "nano.json").write_text(json.dumps(plain))
+        publish_table(tmp_path, "nano", table_of(*judged_rows()), DESCRIBED, [])
+        assert json.loads((tmp_path / "nano.json").read_text())["judge"] is not None
+
+    def test_record_of_before_the_judges_can_lose_a_row(self, tmp_path):
+        publish_table(tmp_path, "nano", table_of(*four_rows()), DESCRIBED, [])
+        plain = json.loads((tmp_path / "nano.json").read_text())
+        del plain["judge"]
+        (tmp_path / "nano.json").write_text(json.dumps(plain))
+        assert retract(tmp_path, "cccc", "a leak") == ["nano"]
+        assert json.loads((tmp_path / "nano.json").read_text())["judge"] is None
+
+    def test_retracting_a_row_makes_the_rates_of_the_others_anew(self, published):
+        retract(published, "cccc", "a leak")
+        plain = json.loads((published / "nano.json").read_text())
+        rows = judged_rows()
+        expected = json.loads(json.dumps(as_json(table_of(rows[0], rows[1], rows[3]))))
+        assert (plain["judge"], plain["rows"]) == (expected["judge"], expected["rows"])
+        assert plain["rows"][2]["judge"]["rm"]["corrected_p"] < 1e-4
+
+    def test_retracting_the_sft_policy_takes_the_rates_over_it_with_it(self, published):
+        retract(published, "bbbb", "a leak")
+        plain = json.loads((published / "nano.json").read_text())
+        assert plain["judge"] is None
+        assert [each["judge"] for each in plain["rows"]] == [None] * 3
+
+    @pytest.mark.parametrize(
+        ("judged", "told"),
+        [
+            (
+                {},
+                r"holds 80 preferences of judge rm for dpo \(cccccccc\), which would vanish; judge its answers first: ",
+            ),
+            ({"rm": scores({0: 25, 1: 24})}, "holds 80 preferences of judge verifier for dpo"),
+            (
+                {"rm": scores({0: 25, 1: 24}, n=30), "verifier": scores({0: 1, 1: 1})},
+                "holds 20 preferences of judge rm",
+            ),
+        ],
+        ids=["all", "a judge", "items"],
+    )
+    def test_losing_them_is_refused(self, published, judged, told):
+        before, rows = content(published), judged_rows()
+        rows[2] = replace(rows[2], judged=judged)
+        with pytest.raises(RequestError, match=told) as error:
+            publish_table(published, "nano", table_of(*rows), DESCRIBED, [])
+        assert "\n" not in str(error.value)
+        assert content(published) == before

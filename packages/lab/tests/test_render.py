@@ -10,6 +10,7 @@ from rich.console import Console
 from posttrain.core.statistics import Estimate
 from posttrain.lab.cells import quality
 from posttrain.lab.costs import RowCost
+from posttrain.lab.judge_scores import Judges
 from posttrain.lab.render import markdown, rich_tables
 from posttrain.lab.table import Scores, Table, TableRow, build_table
 
@@ -73,6 +74,14 @@ class TestTerminal:
 
     def test_at_220_every_table_is_in_one_piece(self):
         assert "continued" not in drawn(220)
+
+    def test_at_220_a_table_with_two_judges_is_too(self):
+        likes = {"rm": TABLE.rows[0].scores["mc2"], "verifier": TABLE.rows[0].scores["choice"]}
+        rows = [each if each.name == "sft" else replace(each, judged=likes) for each in TABLE.rows]
+        judges = Judges("nano_instructions", ("rm", "verifier"), "verifier")
+        judged = build_table(rows, TABLE.columns, COLUMNS, "instr. prompt", check=False, judges=judges)
+        assert "continued" not in drawn(220, judged)
+        assert "win rate" in words(drawn(220, judged))
 
     @pytest.mark.parametrize("width", [80, 120, 220])
     def test_values_with_their_errors_are_never_broken(self, width):

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from packages.lab.tests.finished_runs import SMALL, change_json, finish, plans_of, read_once
+from packages.lab.tests.judged_runs import answered, judge
 from posttrain.core.cli import run as command
 from posttrain.core.files import atomic_write_json
 from posttrain.core.results import append_result
@@ -156,6 +157,34 @@ def test_rows_of_uncommitted_code_are_named_in_one_line(tmp_path, capsys, method
     (warning,) = (line for line in said.splitlines() if line.startswith("warning: "))
     assert warning.endswith(f": {', '.join(named)}")
     assert json.loads(out)["uncommitted_code"] == named
+
+
+def test_what_judges_said_is_published_with_the_command_that_has_them_say_it(tmp_path, capsys):
+    plans = trained(tmp_path / "runs")
+    answered(plans)
+    likes = {"rm": [0.9, 0.8, 0.2, 0.5], "verifier": [1.0, 1.0, 0.0, 0.5]}
+    assert publish(tmp_path, "dpo,ppo", "--seeds", "0,1") == 0
+    before = record(tmp_path, "nano-dpo-ppo")
+    assert (before["judge"], {row["judge"] for row in before["rows"]}) == (None, {None})
+    for plan in plans:
+        for row in plan.rows:
+            if row.name != "sft":
+                judge(row, plan, **likes)
+    assert publish(tmp_path, "dpo,ppo", "--seeds", "0,1") == 0
+    written = record(tmp_path, "nano-dpo-ppo")
+    assert written["commands"] == [f"{before['commands'][0]} --judge"]
+    assert written["judge"]["judges"] == ["rm", "verifier"]
+    assert {row["method"]: row["judge"] and row["judge"]["rm"]["value"] for row in written["rows"]} == {
+        "base": pytest.approx(0.6),
+        "sft": None,
+        "dpo": pytest.approx(0.6),
+        "ppo": pytest.approx(0.6),
+    }
+    for path in (tmp_path / "runs").rglob("eval/judge-*.jsonl"):
+        path.unlink()
+    capsys.readouterr()
+    assert publish(tmp_path, "dpo,ppo", "--seeds", "0,1") == 2
+    assert "preferences of judge rm for base" in capsys.readouterr().err
 
 
 def test_fewer_seeds_are_refused_in_one_line(tmp_path, capsys):

@@ -5,24 +5,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from posttrain.core.statistics import ALPHA, Comparison, Estimate, p_in_words
+from posttrain.core.statistics import ALPHA, Comparison, p_in_words
+from posttrain.lab.cell_values import NOTHING, Cells, plain, shown, shown_p
+from posttrain.lab.judge_cells import judge_columns, judge_heads, judge_json, row_json
 from posttrain.lab.policy_measures import MEASURES
 from posttrain.lab.table import Table, TableRow
 
 HASH_CHARACTERS = 8
-NOTHING = "—"
 ROUNDING = 1e-9
 """A standard error below it is that of a constant."""
-
-Cells = list[list[str]]
 
 
 def quality(table: Table, beside: str) -> Cells:
     """Every row's scores. `beside` joins a value and its standard error."""
-    head = ["Method", "config_hash", "learns from", *table.columns, "reward accuracy", "judge", "trials"]
+    head = ["Method", "config_hash", "learns from", *table.columns, "reward accuracy", *judge_heads(table), "trials"]
     return [
         head,
-        *([*_who(row, beside), *_values(table, row, beside), *_beside_scores(row, beside)] for row in table.rows),
+        *([*_who(row, beside), *_values(table, row, beside), *_others(table, row, beside)] for row in table.rows),
     ]
 
 
@@ -89,9 +88,9 @@ def standings(table: Table) -> Cells:
             [
                 str(rank),
                 standing.name,
-                _value(scores.estimate, " ± "),
+                shown(scores.estimate, " ± "),
                 NOTHING if behind is None else _difference(behind, None, " ± "),
-                NOTHING if standing.corrected is None else _p(standing.corrected),
+                NOTHING if standing.corrected is None else shown_p(standing.corrected),
                 "  ".join(seeds),
             ]
         )
@@ -138,7 +137,7 @@ def notes(table: Table) -> list[str]:
 
 def as_json(table: Table) -> dict[str, Any]:
     """Everything in the table as plain data, as strict JSON gives it back: no tuples, None for what is no number."""
-    shown: dict[str, Any] = {
+    everything: dict[str, Any] = {
         "columns": list(table.columns),
         "tasks": list(table.tasks),
         "headline": table.headline,
@@ -169,13 +168,14 @@ def as_json(table: Table) -> dict[str, Any]:
         ],
         "verdicts": table.verdicts,
         "sensitivity": table.sensitivity,
+        "judge": judge_json(table),
         "sentences": verdicts(table),
         "fell": table.losses(),
         "notes": notes(table),
         "footnotes": list(table.footnotes),
     }
-    plain: dict[str, Any] = _strict(shown)
-    return plain
+    strict: dict[str, Any] = _strict(everything)
+    return strict
 
 
 def _strict(value: Any) -> Any:
@@ -199,14 +199,14 @@ def _row_json(table: Table, row: TableRow) -> dict[str, Any]:
         "trials": row.trials,
         "bounds": list(row.bounds),
         "footnotes": list(row.footnotes),
-        "columns": {c: _plain(scores.estimate) for c, scores in row.scores.items() if c in table.columns},
+        "columns": {c: plain(scores.estimate) for c, scores in row.scores.items() if c in table.columns},
         "by_seed": {
             c: {str(seed): scores.of_seed(seed).estimate.value for seed in sorted(set(scores.seeds))}
             for c, scores in row.scores.items()
             if c in table.columns
         },
-        "reward_accuracy": {**_plain(row.reward_accuracy), "implicit": row.implicit} if row.reward_accuracy else None,
-        "judge": None,
+        "reward_accuracy": {**plain(row.reward_accuracy), "implicit": row.implicit} if row.reward_accuracy else None,
+        "judge": row_json(table, row),
         "cost": row.cost,
     }
 
@@ -219,21 +219,16 @@ def _who(row: TableRow, beside: str) -> list[str]:
 
 def _values(table: Table, row: TableRow, beside: str) -> list[str]:
     scores = row.scores
-    return [_value(scores[c].estimate, beside, c in row.bounds) if c in scores else NOTHING for c in table.columns]
+    return [shown(scores[c].estimate, beside, c in row.bounds) if c in scores else NOTHING for c in table.columns]
 
 
-def _beside_scores(row: TableRow, beside: str) -> list[str]:
-    accuracy = NOTHING if row.reward_accuracy is None else _value(row.reward_accuracy, beside)
+def _others(table: Table, row: TableRow, beside: str) -> list[str]:
+    accuracy = NOTHING if row.reward_accuracy is None else shown(row.reward_accuracy, beside)
     return [
         f"{'implicit ' if row.implicit else ''}{accuracy}",
-        NOTHING,
+        *judge_columns(table, row, beside),
         NOTHING if row.trials is None else str(row.trials),
     ]
-
-
-def _value(estimate: Estimate, beside: str, bound: bool = False) -> str:
-    """`bound`: the value is an upper bound, which has no standard error."""
-    return f"≤ {estimate.value:.3f}" if bound else f"{estimate.value:.3f}{beside}{estimate.standard_error:.3f}"
 
 
 def _difference(estimate: Comparison | None, corrected: float | None, beside: str, bound: bool = False) -> str:
@@ -245,21 +240,8 @@ def _difference(estimate: Comparison | None, corrected: float | None, beside: st
         error = f"{beside}{estimate.standard_error:.3f}" if estimate.standard_error > ROUNDING else ""
         return f"≤ {estimate.value:+.3f}{error}"
     mark = " *" if estimate.beyond_noise else ""
-    p = "" if corrected is None else f"{'; ' if beside == ' ± ' else chr(10)}p {_p(corrected)}"
+    p = "" if corrected is None else f"{'; ' if beside == ' ± ' else chr(10)}p {shown_p(corrected)}"
     return f"{estimate.value:+.3f}{beside}{estimate.standard_error:.3f}{mark}{p}"
-
-
-def _p(p: float) -> str:
-    """Three decimals, and two more beside .05, so that .0496 does not read as .050."""
-    if math.isnan(p):
-        return NOTHING
-    if p < 0.001:
-        return "< .001"
-    return "1" if p >= 0.9995 else f"{p:.{5 if abs(p - 0.05) < 0.001 else 3}f}".removeprefix("0")
-
-
-def _plain(estimate: Estimate) -> dict[str, Any]:
-    return {"value": estimate.value, "standard_error": estimate.standard_error, "n": estimate.n}
 
 
 def _comparison_json(comparison: Comparison, corrected: float | None) -> Mapping[str, Any]:

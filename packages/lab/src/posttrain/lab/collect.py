@@ -14,6 +14,8 @@ from posttrain.lab.arms import LEARNED
 from posttrain.lab.conditions import Deviation, check_conditions, recipe_conditions, recorded_conditions
 from posttrain.lab.costs import recorded_trials, row_cost
 from posttrain.lab.evaluations import SETTINGS_FILE, evaluated_tasks, evaluation_settings
+from posttrain.lab.judge_matches import gold_of, judged_items
+from posttrain.lab.judge_scores import Judges
 from posttrain.lab.plan import BASE, REFERENCE, Plan, Row
 from posttrain.lab.policy_measures import MEASURES, measured_on_validation, policy_items
 from posttrain.lab.recipe import Recipe
@@ -62,7 +64,9 @@ def collect_table(
     present = [column for column in columns if any(column in row.scores for row in rows)]
     tasks = [*evaluation.columns().values(), MEASURES["gold"]]
     partial = any(_changes_items(deviation) for of_row in deviations for deviation in of_row)
-    return build_table(rows, present, tasks, evaluation.headline_column, check=check, partial=partial)
+    judging = recipe.judge
+    judges = Judges(judging.task, judging.judges, gold_of(recipe)) if judging else None
+    return build_table(rows, present, tasks, evaluation.headline_column, check=check, partial=partial, judges=judges)
 
 
 def _footnotes(entry: Entry, recipe: Recipe, deviations: Sequence[Deviation]) -> tuple[str, ...]:
@@ -127,7 +131,18 @@ def _collect_row(entry: Entry, settings: Mapping[str, Any], deviations: Sequence
         # ln n − (n−1)/n is what the KL of a choice comes to only if no two samples are ever alike.
         bounds=(MEASURES["kl"],) if entry.first.choice and MEASURES["kl"] in scores else (),
         footnotes=_footnotes(entry, recipe, deviations),
+        judged=_judged(entry),
     )
+
+
+def _judged(entry: Entry) -> dict[str, Scores]:
+    """What each judge says of the row's answers; nothing where a seed is not judged."""
+    judging = entry.runs[0][1].recipe.judge
+    found = [(plan.seed, judged_items(row, plan)) for row, plan in entry.runs]
+    paths = [(seed, path) for seed, path in found if path and path.exists()]
+    if judging is None or len(paths) < len(found):
+        return {}
+    return {judge: _pool([(seed, _read(path, judge)) for seed, path in paths]) for judge in judging.judges}
 
 
 def _trials(entry: Entry) -> list[dict[str, Any]]:

@@ -41,6 +41,10 @@ def compare(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Tasks side by side; none: one a core, or one on a GPU.")
     ] = None,
+    judge: Annotated[
+        bool,
+        typer.Option("--judge", help="Have the rows' answers judged against those of the SFT policy."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the stages, what is finished, an estimate of time; do nothing.")
     ] = False,
@@ -58,6 +62,7 @@ def compare(
     from posttrain.core.runs import refuse_unwritable
     from posttrain.eval_harness.catalog import check_tasks
     from posttrain.lab.arms import refuse_unheeded
+    from posttrain.lab.collect import entries_of
     from posttrain.lab.comparison import (
         external_entries,
         plan_comparison,
@@ -68,6 +73,7 @@ def compare(
     from posttrain.lab.elapsed import finished_work, recorded_run
     from posttrain.lab.estimates import seconds_by_work
     from posttrain.lab.jobs import jobs_and_threads, run_jobs
+    from posttrain.lab.judge_matches import matches_done, refuse_unjudgeable
     from posttrain.lab.recipe import load_recipe
     from posttrain.lab.schedule import TasksFailed
     from posttrain.lab.tasks import joining_tasks, tasks_of
@@ -83,13 +89,16 @@ def compare(
     loaded = load_recipe(recipe, given)
     plans = plan_comparison(loaded, methods, seeds, root)
     refuse_unheeded(loaded, [plan.method for plan in plans], given)
+    if judge:
+        refuse_unjudgeable(plans)
     more = external_entries(rows or [], plans, root)
     refuse_unlike(plans, more, allowed or [])
     tasks = tasks_of(plans)
     tasks += joining_tasks([joined for entry in more for joined in entry.runs])
     estimate = seconds_by_work(root, loaded)
     if dry_run:
-        _show(tasks, estimate, jobs, as_json)
+        runs_of_rows = [run for entry in (*entries_of(plans), *more) for run in entry.runs]
+        _show(tasks, estimate, jobs, as_json, matches_done(runs_of_rows) if judge else None)
         return
     folder = root / loaded.name
     command = compare_command(plans, recipe, overrides, rows, allowed, budget)
@@ -102,12 +111,20 @@ def compare(
                 raise
             without = compare_command(rest, recipe, overrides, rows, allowed, budget)
             where = "" if runs == Path("runs") else f" --runs {shlex.quote(str(runs))}"
-            raise WorkError(f"{error}\nfor the table without what failed: {without}{where}") from None
+            how = f"{where}{' --judge' if judge else ''}"
+            raise WorkError(f"{error}\nfor the table without what failed: {without}{how}") from None
+    if judge:
+        from posttrain.lab.judge_rows import judge_rows
+
+        judge_rows([*entries_of(plans), *more], root)
     described = write_comparison(folder, plans, more, allowed or [], command)
     _print(described.table, folder, as_json, described.plain)
 
 
-def _show(tasks: "Sequence[Task]", estimate: dict[str, float], jobs: int, as_json: bool) -> None:
+def _show(
+    tasks: "Sequence[Task]", estimate: dict[str, float], jobs: int, as_json: bool, matches: tuple[int, int] | None
+) -> None:
+    """`matches`: how many are judged, of how many; None where nothing is to be judged."""
     from posttrain.lab.schedule import clock, seconds_left, seconds_of
 
     left = seconds_left(tasks, estimate, jobs)
@@ -124,7 +141,8 @@ def _show(tasks: "Sequence[Task]", estimate: dict[str, float], jobs: int, as_jso
             }
             for task in tasks
         ]
-        print(json.dumps({"tasks": shown, "jobs": jobs, "seconds": left}))
+        judging = {"judge": dict(zip(("judged", "matches"), matches, strict=True))} if matches else {}
+        print(json.dumps({"tasks": shown, "jobs": jobs, "seconds": left, **judging}))
         return
     for task in tasks:
         state = "finished" if task.finished else "unfinished" if task.run.state.exists() else "new"
@@ -136,6 +154,8 @@ def _show(tasks: "Sequence[Task]", estimate: dict[str, float], jobs: int, as_jso
     if open_tasks:
         total += f", {jobs} at a time: " + ("time unknown" if left is None else f"about {clock(left)}")
     print(total)
+    if matches:
+        print(f"{matches[1] - matches[0]} of {matches[1]} matches against sft to judge")
 
 
 def _print(table: object, folder: Path, as_json: bool, plain: dict[str, object]) -> None:

@@ -11,6 +11,7 @@ from posttrain.core.files import atomic_write_json, atomic_write_text, read_json
 from posttrain.core.runs import RunDirectory, StageIdentity
 from posttrain.lab.cells import as_json
 from posttrain.lab.collect import Entry, collect_table, entries_of
+from posttrain.lab.comparison_options import judging_command
 from posttrain.lab.conditions import check_conditions, check_names, recipe_conditions, recorded_conditions
 from posttrain.lab.elapsed import all_work, elapsed
 from posttrain.lab.graph import BASE_VERSION, plan_training
@@ -71,7 +72,8 @@ def refuse_unlike(plans: Sequence[Plan], more: Sequence[Entry], allowed: Collect
     expected = recipe_conditions(plans, seeds)
     for entry in entries_of(plans):
         for row, _ in entry.runs:
-            if row.run.finished:
+            # A choice's checkpoint is its start's. Where that was deleted it is made again, and looked at then.
+            if row.run.finished and not (row.choice and not row.checkpoint.exists()):
                 found = {k: v for k, v in recorded_conditions(row, seeds).items() if not k.startswith("evaluation")}
                 check_conditions(expected, {row.name: found}, allowed)  # it will be evaluated as the recipe says
     for entry in more:
@@ -144,7 +146,7 @@ def write_comparison(
     shown = "\n".join(f"![{path.stem}]({path.name})" for path in pictures)
     said = f"{took.sentence()}\n\n" if took else ""
     page = f"# {recipe.name}: every method from one base\n\n{recipe.description}\n\n{said}{markdown(table)}\n{shown}\n"
-    described = {"recipe": recipe.name, "methods": names, "seeds": seeds, "command": command}
+    described = {"recipe": recipe.name, "methods": names, "seeds": seeds, "command": judging_command(command, table)}
     plain = {**described, "took": took.plain() if took else None, **as_json(table)}
     atomic_write_json(folder / "comparison.json", plain)
     atomic_write_text(folder / "comparison.md", page)

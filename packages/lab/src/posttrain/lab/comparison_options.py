@@ -11,6 +11,7 @@ from posttrain.core.errors import RequestError
 
 if TYPE_CHECKING:
     from posttrain.lab.plan import Plan
+    from posttrain.lab.table import Table
 
 Recipe = Annotated[str, typer.Option(help="A recipe's name, or a path to a YAML file.")]
 Seeds = Annotated[str, typer.Option(help="Seeds to pool, separated by commas.")]
@@ -55,3 +56,8 @@ def compare_command(
     options = {"--set": overrides, "--row": rows, "--allow": allowed, "--budget": [budget] if budget else None}
     given = [part for option, values in options.items() for value in values or [] for part in (option, value)]
     return shlex.join(["posttrain", "compare", "--recipe", recipe, "--methods", names, "--seeds", seeds, *given])
+
+
+def judging_command(command: str, table: "Table") -> str:
+    """The command line that makes this very table: that of the comparison, with the judging where it was judged."""
+    return f"{command} --judge" if table.judges else command

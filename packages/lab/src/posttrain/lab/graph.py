@@ -74,6 +74,8 @@ class _Planner:
         # A service that somebody else runs does not score with the one that is trained here.
         trained = (stage for stage in self.stages.values() if stage.method == LEARNED and not self.external)
         reward_model = next(trained, None)
+        reward_identity = reward_model.identity.fingerprint if reward_model else self.external.get(LEARNED)
+        judges = self.recipe.judge.judges if self.recipe.judge else ()
         return Plan(
             self.recipe,
             name,
@@ -83,8 +85,12 @@ class _Planner:
             tuple(self.stages.values()),
             asked,
             reward_model=reward_model.run.checkpoint if reward_model else None,
-            reward_identity=reward_model.identity.fingerprint if reward_model else self.external.get(LEARNED),
+            reward_identity=reward_identity,
             gold_identity=source_identity(self.recipe, self.external, self.recipe.gold),
+            judges={
+                name: reward_identity if name == LEARNED else source_identity(self.recipe, self.external, name)
+                for name in judges
+            },
             pairs=self.pairs,
             external_rewards=self.external,
         )

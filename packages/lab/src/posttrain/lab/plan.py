@@ -73,6 +73,8 @@ class Plan:
     """What identifies the learned reward: that model's fingerprint, or the digest that a running service gives."""
     gold_identity: str | None = None
     """The version or digest of the gold source."""
+    judges: Mapping[str, str | None] = field(default_factory=dict)
+    """What identifies each of the recipe's judges, as for the learned reward and the gold source."""
     pairs: Mapping[PairsKind, StageIdentity] = field(default_factory=dict)
     """By kind of pairs the stage that makes them, where the plan has one."""
     external_rewards: Mapping[str, str] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from posttrain.core.statistics import Estimate
 from posttrain.eval_harness.clusters import cluster_of
 from posttrain.lab.cells import as_json
 from posttrain.lab.costs import RowCost
+from posttrain.lab.judge_scores import Judges
 from posttrain.lab.published_metrics import (
     NO_ONE,
     published_hashes,
@@ -96,7 +97,7 @@ def retract(folder: Path, config_hash: str, why: str) -> list[str]:
 
 
 def _refuse_loss(place: Path, published: Mapping[str, Any], table: Table) -> None:
-    """RequestError if `table` lacks what the published row holds: the row, a seed, a column, or values of one."""
+    """RequestError if `table` lacks what the published row holds: row, seed, column, values of one, preferences."""
     short = published["config_hash"][:8]
     name = f"{published['method']} ({short})"
     row = next((row for row in table.rows if row.config_hash == published["config_hash"]), None)
@@ -115,6 +116,12 @@ def _refuse_loss(place: Path, published: Mapping[str, Any], table: Table) -> Non
         if kept < estimate["n"]:
             what = f"{estimate['n'] - kept} values in column '{column}' of {name}"
             _refuse(place, what, "publish with the evaluation that made them", short)
+    for judge, rate in (published["judge"] or {}).items():
+        scores = row.judged.get(judge)
+        kept = sum(seed in before for seed in scores.seeds) if scores else 0
+        if kept < rate["n"]:
+            what = f"{rate['n'] - kept} preferences of judge {judge} for {name}"
+            _refuse(place, what, "judge its answers first: posttrain compare --judge", short)
 
 
 def _refuse(place: Path, what: str, remedy: str, short: str) -> None:
@@ -138,7 +145,14 @@ def _table_without(folder: Path, name: str, record: Mapping[str, Any], config_ha
     except (KeyError, TypeError) as error:
         what = f"{folder / name}.json is of another version of posttrain ({error})"
         raise RequestError(f"{what}; publish it again, or give its rows the fields that they have now") from None
-    return build_table(rows, record["columns"], record["tasks"], record["headline"], partial=True)
+    columns, tasks, headline = record["columns"], record["tasks"], record["headline"]
+    return build_table(rows, columns, tasks, headline, partial=True, judges=_judges(record))
+
+
+def _judges(record: Mapping[str, Any]) -> Judges | None:
+    """Who judged a published table; nobody did where its record says nothing of it."""
+    said = record.get("judge")
+    return Judges(said["task"], tuple(said["judges"]), said["gold"]) if said else None
 
 
 def _write(folder: Path, name: str, table: Table, described: Mapping[str, Any]) -> None:
@@ -163,12 +177,13 @@ def _items_path(folder: Path, name: str, config_hash: str) -> Path:
 
 
 def _packed(row: TableRow) -> bytes:
-    """A line a column and seed, in columns, which compress well; the same bytes for the same items."""
+    """A line a column or judge and seed, in columns, which compress well; the same bytes for the same items."""
     lines = []
-    for column, scores in row.scores.items():
+    kinds = {"column": row.scores, "judge": row.judged}
+    for kind, name, scores in ((kind, *each) for kind, by_name in kinds.items() for each in by_name.items()):
         for seed in sorted(set(scores.seeds)):
             one = scores.of_seed(seed)
-            line = {"column": column, "seed": seed, "items": one.items, "places": one.places, "values": one.values}
+            line = {kind: name, "seed": seed, "items": one.items, "places": one.places, "values": one.values}
             if named := {item: c for item, c in one.shared.items() if cluster_of({"id": item}) != c}:
                 line["clusters"] = named
             lines.append(json.dumps(line, ensure_ascii=False))
@@ -179,6 +194,7 @@ def read_row(folder: Path, name: str, plain: Mapping[str, Any]) -> TableRow:
     """A published row with its items; KeyError or TypeError where it is of another form."""
     path = _items_path(folder, name, plain["config_hash"])
     columns: dict[str, list[Scores]] = {}
+    judges: dict[str, list[Scores]] = {}
     for line in gzip.decompress(path.read_bytes()).decode().splitlines():
         part = json.loads(line)
         seeds = (part["seed"],) * len(part["items"])
@@ -186,7 +202,10 @@ def read_row(folder: Path, name: str, plain: Mapping[str, Any]) -> TableRow:
         clusters = {item: c for item in part["items"] if (c := cluster_of({"id": item})) != item}
         clusters |= part.get("clusters", {})
         one = Scores(tuple(part["items"]), seeds, tuple(part["places"]), tuple(part["values"]), clusters)
-        columns.setdefault(part["column"], []).append(one)
+        if "judge" in part:
+            judges.setdefault(part["judge"], []).append(one)
+        else:
+            columns.setdefault(part["column"], []).append(one)
     accuracy = plain["reward_accuracy"]
     return TableRow(
         name=plain["method"],
@@ -201,6 +220,7 @@ def read_row(folder: Path, name: str, plain: Mapping[str, Any]) -> TableRow:
         start=plain["start"],
         bounds=tuple(plain["bounds"]),
         footnotes=tuple(plain["footnotes"]),
+        judged={judge: _pooled(parts) for judge, parts in judges.items()},
     )
 
 

@@ -10,7 +10,10 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from posttrain.lab.cells import Cells, costs, differences, notes, quality, standings, verdicts
+from posttrain.lab.cell_values import Cells
+from posttrain.lab.cells import costs, differences, notes, quality, standings, verdicts
+from posttrain.lab.judge_cells import judge_sentences, judged
+from posttrain.lab.plan import REFERENCE
 from posttrain.lab.table import Table
 
 DIFFERENCES = "Paired differences by item; * beyond two standard errors; p Holm-corrected over this table"
@@ -43,9 +46,10 @@ class Drawn:
 
 
 def rich_tables(table: Table) -> list[Drawn]:
-    """The rows, their cost, the differences, and with several methods their order."""
+    """The rows, what judges say of them, their cost, the differences, and with several methods their order."""
     drawn = [
         Drawn("Methods (value ± standard error)", quality(table, "\n± "), notes(table)),
+        *([Drawn(_judged_title(table), judged(table, "\n± "), judge_sentences(table))] if table.judges else []),
         Drawn(f"Cost {_of_what(table)}", costs(table)),
         Drawn(DIFFERENCES, differences(table, "\n± ")),
     ]
@@ -63,12 +67,25 @@ def markdown(table: Table) -> str:
         *(f"{note}\n" for note in notes(table)),
         _list("Marked", table.footnotes),
         _list("Verdicts", verdicts(table)),
+        _judged_section(table),
         ranks if len(table.standings) > 2 else "",
         compared,
         _list("Fell beyond two standard errors", table.losses()),
         f"## Cost\n\n{_of_what(table).capitalize()}.\n\n{_markdown(costs(table))}",
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _judged_title(table: Table) -> str:
+    assert table.judges is not None
+    return f"Judged against {REFERENCE} on {table.judges.task}"
+
+
+def _judged_section(table: Table) -> str:
+    if table.judges is None:
+        return ""
+    said = "\n\n".join(sentence.replace("*", "\\*") for sentence in judge_sentences(table))
+    return f"## {_judged_title(table)}\n\n{_markdown(judged(table, ' ± '))}\n{said}\n"
 
 
 def _of_what(table: Table) -> str:

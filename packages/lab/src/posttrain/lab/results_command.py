@@ -23,6 +23,7 @@ from posttrain.lab.comparison_options import (
     RunsFolder,
     Seeds,
     compare_command,
+    judging_command,
     recipe_overrides,
 )
 
@@ -92,10 +93,11 @@ def publish(
     parts = [*([] if methods is None else arms), *([budget] if budget else [])]
     record = name or "-".join([loaded.name, *([slug(" ".join(parts))] if parts else [])])
     took = elapsed(root / loaded.name, command, all_work(plans, more))
+    commands = [judging_command(command, table)]
     described = {
         "recipe": loaded.name,
         "title": "every method from one base" if len(arms) > 1 else arms[0],
-        "commands": [command],
+        "commands": commands,
         "took": took.plain() if took else None,
         "stages": _stages(plans, more),
     }
@@ -103,7 +105,7 @@ def publish(
     chosen = _evaluations(entries, runs)
     with TemporaryDirectory() as folder:
         publish_table(to, record, table, described, draw_plots(Path(folder), table, entries), reinstated)
-    merge_metrics(to, chosen, [command], reinstated)
+    merge_metrics(to, chosen, commands, reinstated)
     print(f"published {record} and {len(chosen)} evaluations to {to}", file=sys.stderr)
     if dirty := _dirty(entries):
         what = "made by code that no commit has (a stage's git_commit ends in +)"

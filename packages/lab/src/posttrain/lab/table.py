@@ -26,6 +26,7 @@ from posttrain.core.statistics import (
     wins,
 )
 from posttrain.lab.costs import RowCost
+from posttrain.lab.judge_scores import Judges, WinRate, win_rates
 from posttrain.lab.plan import BASE, REFERENCE
 
 
@@ -99,6 +100,8 @@ class TableRow:
     """Columns whose value is no estimate but an upper bound, the same for every item."""
     footnotes: tuple[str, ...] = ()
     """In what it may not be compared with the other rows without a second thought."""
+    judged: Mapping[str, Scores] = field(default_factory=dict)
+    """By judge what it says of each item: P(this row's answer is better than the SFT policy's)."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,10 @@ class Table:
     """Rows by their headline, best first, without the base."""
     sensitivity: Sensitivity | None
     """What the headline's items could have shown between the two best rows."""
+    judges: Judges | None = None
+    """None: nobody judged the rows."""
+    win_rates: Mapping[str, Mapping[str, WinRate]] = field(default_factory=dict)
+    """By row and judge, over the SFT policy; a row that was not judged is absent."""
 
     @property
     def footnotes(self) -> tuple[str, ...]:
@@ -177,11 +184,13 @@ def build_table(
     headline: str,
     check: bool = True,
     partial: bool = False,
+    judges: Judges | None = None,
 ) -> Table:
     """The table of `rows`, base first, with every row's differences from the base, from SFT, and from where it started.
 
     `check`: also compute the cross-checks of the headline (a bootstrap takes a third of a second). `partial`: pair
-    rows on the items that both have, where they may have others; ValueError for such rows without it.
+    rows on the items that both have, where they may have others; ValueError for such rows without it. `judges`: who
+    judged the rows that are judged.
     """
     by_name = {row.name: row for row in rows}
     if not partial:
@@ -202,6 +211,9 @@ def build_table(
     ]
     standings = _standings(rows, headline)
     known = [column for column in tasks if column in columns]
+    # Where the SFT policy is in no table any more, being better than it says nothing.
+    judged = {row.name: row.judged for row in rows if row.judged} if REFERENCE in by_name else {}
+    rates = win_rates(judged, judges) if judges else {}
     return Table(
         tuple(columns),
         tuple(rows),
@@ -211,6 +223,8 @@ def build_table(
         tuple(_verdict(d, headline, known) for d in differences if _judged(d, by_name) and headline in d.columns),
         standings,
         _between(by_name, standings, headline),
+        judges if rates else None,
+        rates,
     )
 
 
