@@ -75,6 +75,12 @@ def test_position_log_odds_are_exact_for_probabilities_whatever_the_quality():
     assert found.value == pytest.approx(0.4)
 
 
+def test_position_log_odds_of_probabilities_weigh_pairs_by_hand():
+    # Pairs of mean log-odds 0 and ln 3, so of weights 1/4 and 3/16, shifted by ln 2 and 0: 4/7 of ln 2.
+    found = position_log_odds([1 / 3, 3 / 4], [2 / 3, 3 / 4], "pq")
+    assert found.value == pytest.approx(4 / 7 * math.log(2))
+
+
 def test_position_log_odds_of_verdicts_are_half_of_mcnemars():
     # 9 pairs went twice to the first, 3 twice to the second: ½ ln 3, with error ½ √(1/9 + 1/3).
     first, second = [0] * 9 + [1] * 3 + [1] * 88, [1] * 9 + [0] * 3 + [1] * 88

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import expit, logit
 
 from posttrain.llm_judge.statistics.estimates import IntervalEstimate, linearised, mean, of, share, verdicts
 from posttrain.llm_judge.statistics.pairs import Floats, Pairs
@@ -85,11 +86,21 @@ def position_log_odds(first: ArrayLike, second: ArrayLike, prompts: Sequence[Has
     """The position bias δ of a judge whose log-odds for B are its own of the pair, − δ where A is shown first, + δ
     where B is; from P(B is better) in both orders, (n,) each, without NaN.
 
-    ½ ln(Σ (1 − first) · second / Σ first · (1 − second)): in each pair these two have the ratio e^{2δ}, whatever the
-    pair's own log-odds (the Mantel–Haenszel estimator with a stratum a pair; for verdicts of 0 and 1, half the log of
-    McNemar's odds ratio). Infinite where all disagreements point to the same position, NaN where there are none.
+    From probabilities, half the difference of the log-odds, averaged with weights p (1 − p) at the pair's mean
+    log-odds, by which the all but certain count little. Noise of the single games leaves it where it is: given the sum
+    of two alike and independent ones, neither is the larger on average.
+
+    Where a judge is certain, as verdicts are, ½ ln(Σ (1 − first) · second / Σ first · (1 − second)): in each pair these
+    two have the ratio e^{2δ}, whatever the pair's own log-odds (the Mantel–Haenszel estimator with a stratum a pair;
+    for verdicts of 0 and 1, half the log of McNemar's odds ratio). Here noise of the games makes δ smaller, as it does
+    all log-odds of verdicts. Infinite where all disagreements point to the same position, NaN where there are none.
     """
     f, s = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    if len(f) and (np.minimum(f, s) > 0).all() and (np.maximum(f, s) < 1).all():
+        own, shift = (logit(s) + logit(f)) / 2, (logit(s) - logit(f)) / 2
+        weight = expit(own) * expit(-own)
+        value = float(weight @ shift / weight.sum())
+        return linearised(value, weight * (shift - value) / weight.mean(), prompts)
     towards_first, towards_second = (1 - f) * s, f * (1 - s)
     a, b = (float(x.mean()) if len(f) else 0.0 for x in (towards_first, towards_second))
     if a == 0 or b == 0:
