@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections import Counter
@@ -48,7 +47,8 @@ class Server:
         """SIGKILL to the supervisor and its worker, as when the machine fails."""
         processes = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
         for process in processes:
-            process.send_signal(signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended with its parent
+                process.kill()
         self.process.wait(10)
         psutil.wait_procs(processes, 10)
 
@@ -98,7 +98,7 @@ def test_comparisons_are_judged_over_a_socket(tmp_path: Path):
 def test_a_run_survives_kill_9_and_pays_at_most_for_what_was_in_flight_twice(tmp_path: Path):
     log = tmp_path / "judge.log"
     limit = ("--set", "judges.scripted.limits.concurrency=4")
-    comparisons, kills = items(60), 3
+    comparisons, kills = items(60), 2
     with scripted_service(log, "--latency", "0.05") as judge:
         id = None
         for kill in range(kills):
@@ -112,7 +112,7 @@ def test_a_run_survives_kill_9_and_pays_at_most_for_what_was_in_flight_twice(tmp
         with serving(tmp_path, judge, *limit) as server:
             run = JudgeClient(server.url).wait(id, every=0.1)
     assert run["result"]["rates"]["n_total"] == 60
-    assert run["progress"]["stored"] >= 30
+    assert run["progress"]["stored"] >= 20
     games = asked(log)
     assert len(games) == 120
     assert max(games.values()) <= 1 + kills
