@@ -283,5 +283,5 @@ def test_the_reward_model_and_the_verifier_judge_what_was_trained(undisturbed, t
     rates = {row["method"]: row["judge"] for row in judged["rows"]}
     for row in ("base", "dpo", "ppo"):
         assert 0 <= rates[row]["rm"]["value"] <= 1
-        assert rates[row]["rm"]["gold"]["agreement"]["n"] == 8
+        assert rates[row]["rm"]["error"]["agreement"]["n"] == 8
     assert len(list((runs / "judge").glob("*.json"))) == 6

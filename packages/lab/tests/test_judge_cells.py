@@ -78,13 +78,14 @@ class TestColumns:
 
 
 class TestSection:
-    def test_has_rate_corrected_p_and_kappa_of_every_judged_row(self):
+    def test_has_rate_corrected_p_and_error_of_every_judged_row(self):
         cells = judged(table(), " ± ")
         assert [each[0] for each in cells] == ["Method", "base", "dpo", "ppo"]
         assert cell(cells, "ppo", "rm: win rate") == "0.875 ± 0.125 *"
         # Three rows; base's p is the smallest, ppo's 0.0577 the second.
         assert cell(cells, "ppo", "rm: corrected p") == ".115"
         assert cell(cells, "dpo", "rm: kappa with verifier").startswith("0.500 ± ")
+        assert cell(cells, "dpo", "rm: right where verifier decides").startswith("0.750 ± ")
         assert "verifier: kappa with verifier" not in cells[0]
 
     def test_kappa_of_two_that_only_ever_say_the_same_is_a_dash(self):
@@ -94,7 +95,8 @@ class TestSection:
     def test_words_say_where_judge_and_gold_disagree_and_how_far_they_agree(self):
         said = " ".join(judge_sentences(table()))
         assert "rm and verifier, which is gold, put 1 of 3 rows on different sides of ½: dpo." in said
-        assert re.search(r"Cohen's kappa from -?\d\.\d{3} to 1\.000: 0 is chance", said)
+        assert "of the pairs that verifier decides, rm decides 0.750 to 1.000 alike, by row; " in said
+        assert re.search(r"Cohen's kappa over all pairs, ties among them, is from -?0\.000 to 1\.000, where 0", said)
 
     def test_words_say_whose_teacher_the_judge_was(self):
         assert "trained on it or chosen by it (ppo), and it likes what it taught" in judge_sentences(table())[-1]
@@ -138,6 +140,7 @@ class TestJson:
         # t of 3 degrees of freedom at 97.5 %: 3.182446.
         assert rm["interval"] == pytest.approx([0.875 - 0.125 * 3.182446, 0.875 + 0.125 * 3.182446])
         assert rm["by_seed"] == {"0": 0.875}
-        assert rm["gold"]["kappa"]["value"] == pytest.approx(1)
-        assert plain["rows"][3]["judge"]["verifier"]["gold"] is None
+        assert rm["error"]["kappa"]["value"] == pytest.approx(1)
+        assert (rm["error"]["decided"]["value"], rm["error"]["decided"]["n"]) == (1, 3)
+        assert plain["rows"][3]["judge"]["verifier"]["error"] is None
         assert plain["rows"][1]["judge"] is None

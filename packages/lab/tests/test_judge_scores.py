@@ -52,20 +52,31 @@ def test_p_is_corrected_over_the_rows_of_a_judge_and_not_over_its_fellows():
     assert rates["c"]["verifier"].corrected == rates["c"]["verifier"].margin.p_value == raw["b"]
 
 
-def test_error_of_a_judge_is_its_kappa_with_gold():
+def test_error_of_a_judge_is_its_kappa_with_gold_and_how_often_it_is_right_where_gold_decides():
     # Verdicts B B A A against B A A A: 3/4 alike, ½ · ¼ + ½ · ¾ = ½ by chance, κ = (¾ − ½) / (1 − ½).
     judged = {"dpo": {"rm": scores([0.9, 0.6, 0.2, 0.4]), "verifier": scores([1.0, 0.0, 0.0, 0.0])}}
     rates = win_rates(judged, BOTH)["dpo"]
-    assert rates["rm"].gold is not None
-    assert rates["rm"].gold.share.value == 0.75
-    assert rates["rm"].gold.kappa.value == pytest.approx(0.5)
-    assert rates["verifier"].gold is None
+    assert rates["rm"].error is not None
+    assert rates["rm"].error.agreement.share.value == 0.75
+    assert rates["rm"].error.agreement.kappa.value == pytest.approx(0.5)
+    assert rates["rm"].error.decided is not None
+    assert rates["rm"].error.decided.value == 0.75
+    assert rates["verifier"].error is None
     assert (rates["rm"].sign, rates["verifier"].sign) == (1, -1)
 
 
+def test_pairs_that_gold_calls_ties_are_none_that_it_decides_and_a_judge_that_shuns_it_is_wrong():
+    judged = {"dpo": {"rm": scores([0.9, 0.6, 0.2, 0.5]), "verifier": scores([1.0, 0.5, 0.5, 0.0])}}
+    error = win_rates(judged, BOTH)["dpo"]["rm"].error
+    assert (error.decided.value, error.decided.n) == (0.5, 2)
+    assert error.agreement.share.value == 0.25
+    ties = {"dpo": {"rm": scores([0.9, 0.6]), "verifier": scores([0.5, 0.5])}}
+    assert win_rates(ties, BOTH)["dpo"]["rm"].error.decided is None
+
+
 def test_without_gold_nothing_is_held_against_it():
-    assert win_rates({"dpo": {"rm": scores([0.9, 0.2])}}, ALONE)["dpo"]["rm"].gold is None
-    assert win_rates({"dpo": {"rm": scores([0.9, 0.2])}}, BOTH)["dpo"]["rm"].gold is None
+    assert win_rates({"dpo": {"rm": scores([0.9, 0.2])}}, ALONE)["dpo"]["rm"].error is None
+    assert win_rates({"dpo": {"rm": scores([0.9, 0.2])}}, BOTH)["dpo"]["rm"].error is None
 
 
 def test_row_of_a_single_item_has_no_rate():

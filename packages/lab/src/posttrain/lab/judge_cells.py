@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-from posttrain.core.statistics import Comparison
 from posttrain.lab.arms import LEARNED
 from posttrain.lab.cell_values import NOTHING, Cells, plain, shown, shown_p
 from posttrain.lab.judge_scores import WinRate
@@ -27,20 +26,21 @@ def judge_columns(table: Table, row: TableRow, beside: str) -> list[str]:
 
 
 def judged(table: Table, beside: str) -> Cells:
-    """Every judged row: by each judge the win rate and its corrected p, and how far a judge agrees with gold."""
+    """Every judged row: by each judge the win rate and its corrected p, and its error where there is gold."""
     assert table.judges is not None, "nobody judged these rows"
     judges = table.judges
     head = ["Method"]
     for judge in judges.names:
         head += [f"{judge}: win rate", f"{judge}: corrected p"]
-        head += [f"{judge}: kappa with {judges.gold}"] if judges.held_against_gold(judge) else []
+        if judges.held_against_gold(judge):
+            head += [f"{judge}: right where {judges.gold} decides", f"{judge}: kappa with {judges.gold}"]
     body = []
     for name, rates in table.win_rates.items():
         cells = [name]
         for judge in judges.names:
             rate = rates.get(judge)
             cells += [_rate(rate, beside), shown_p(rate.corrected)] if rate else [NOTHING, NOTHING]
-            cells += [_kappa(rate, beside)] if judges.held_against_gold(judge) else []
+            cells += _error(rate, beside) if judges.held_against_gold(judge) else []
         body.append(cells)
     return [head, *body]
 
@@ -74,7 +74,7 @@ def judge_json(table: Table) -> dict[str, Any] | None:
 
 
 def row_json(table: Table, row: TableRow) -> dict[str, Any] | None:
-    """By judge a row's win rate (a share) with its test against ½ and its agreement with gold."""
+    """By judge a row's win rate (a share) with its test against ½ and its error, against gold."""
     rates = table.win_rates.get(row.name)
     return {judge: _rate_json(rate) for judge, rate in rates.items()} if rates else None
 
@@ -92,11 +92,17 @@ def _against_gold(table: Table, judge: str) -> list[str]:
         f"{judge} and {gold}, which is gold, put {len(apart)} of {len(pairs)} rows on different sides of ½"
         f"{': ' if apart else ''}{', '.join(apart)}."
     )
-    kappas = [kappa for one, _ in pairs.values() if one.gold and not math.isnan(kappa := one.gold.kappa.value)]
-    if not kappas:
+    errors = [one.error for one, _ in pairs.values() if one.error]
+    right = [error.decided.value for error in errors if error.decided]
+    kappas = [kappa for error in errors if not math.isnan(kappa := error.agreement.kappa.value)]
+    if not right or not kappas:
         return [sides]
-    error = f"Their verdicts on single pairs agree with Cohen's kappa from {min(kappas):.3f} to {max(kappas):.3f}"
-    return [f"{sides} {error}: 0 is chance, 1 is always, and what is missing is the judge's error."]
+    error = (
+        f"The judge's error: of the pairs that {gold} decides, {judge} decides {min(right):.3f} to {max(right):.3f} "
+        f"alike, by row; Cohen's kappa over all pairs, ties among them, is from {min(kappas):.3f} to {max(kappas):.3f}, "
+        "where 0 is chance and 1 is always."
+    )
+    return [f"{sides} {error}"]
 
 
 def _no_stranger(table: Table) -> list[str]:
@@ -119,14 +125,17 @@ def _rate(rate: WinRate, beside: str) -> str:
     return f"{shown(rate.rate, beside)}{' *' if rate.margin.beyond_noise else ''}"
 
 
-def _kappa(rate: WinRate | None, beside: str) -> str:
-    if rate is None or rate.gold is None or math.isnan(rate.gold.kappa.value):
-        return NOTHING
-    return shown(rate.gold.kappa, beside)
+def _error(rate: WinRate | None, beside: str) -> list[str]:
+    if rate is None or rate.error is None:
+        return [NOTHING, NOTHING]
+    return [
+        NOTHING if each is None or math.isnan(each.value) else shown(each, beside)
+        for each in (rate.error.decided, rate.error.agreement.kappa)
+    ]
 
 
 def _rate_json(rate: WinRate) -> dict[str, Any]:
-    margin: Comparison = rate.margin
+    margin, error = rate.margin, rate.error
     low, high = margin.interval
     return {
         **plain(rate.rate),
@@ -135,5 +144,7 @@ def _rate_json(rate: WinRate) -> dict[str, Any]:
         "p_value": margin.p_value,
         "corrected_p": rate.corrected,
         "by_seed": {str(seed): value for seed, value in rate.by_seed.items()},
-        "gold": {"agreement": rate.gold.share, "kappa": rate.gold.kappa} if rate.gold else None,
+        "error": {"decided": error.decided, "agreement": error.agreement.share, "kappa": error.agreement.kappa}
+        if error
+        else None,
     }

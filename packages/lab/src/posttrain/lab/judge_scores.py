@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from posttrain.core.statistics import Comparison, Estimate, holm, paired_difference
 from posttrain.llm_judge.statistics.bias import Agreement, agreement
+from posttrain.llm_judge.statistics.estimates import IntervalEstimate, of, share, verdicts
 
 if TYPE_CHECKING:
     from posttrain.lab.table import Scores
@@ -35,6 +36,16 @@ class Judges:
 
 
 @dataclass(frozen=True)
+class AgainstGold:
+    """How far a judge's verdicts on a row's pairs (the row is better, the SFT policy, neither) are gold's."""
+
+    agreement: Agreement
+    """Over all pairs. A tie of the one that the other decides counts against it."""
+    decided: IntervalEstimate | None
+    """Share of the pairs that gold decides on which the judge says the same; None where gold decides none."""
+
+
+@dataclass(frozen=True)
 class WinRate:
     """One row's answers against the SFT policy's, by one judge."""
 
@@ -46,8 +57,8 @@ class WinRate:
     """Holm-corrected p of the margin, over all rows that this judge judged."""
     by_seed: Mapping[int, float]
     """The rate on each seed by itself."""
-    gold: Agreement | None
-    """With the gold judge's verdicts on the same pairs; None for gold itself, and without one."""
+    error: AgainstGold | None
+    """Against the gold judge's verdicts on the same pairs; None for gold itself, and without one."""
 
     @property
     def sign(self) -> float:
@@ -58,8 +69,7 @@ class WinRate:
 def win_rates(judged: Mapping[str, Mapping[str, "Scores"]], judges: Judges) -> dict[str, dict[str, WinRate]]:
     """Row to judge to win rate, from `judged`: row to judge to the preference for the row on each item, 0 to 1.
 
-    A row whose items are a single cluster has none. The verdicts of a judge, A, B or neither, are held against gold's
-    with Cohen's kappa on the items that both judged.
+    A row whose items are a single cluster has none. A judge is held against gold on the items that both judged.
     """
     found: dict[str, dict[str, WinRate]] = {row: {} for row in judged}
     for judge in judges.names:
@@ -74,7 +84,7 @@ def win_rates(judged: Mapping[str, Mapping[str, "Scores"]], judges: Judges) -> d
                 margin=margin,
                 corrected=corrected[row],
                 by_seed={seed: scores.of_seed(seed).estimate.value for seed in sorted(set(scores.seeds))},
-                gold=_agreement(scores, gold) if gold else None,
+                error=_error(scores, gold) if gold else None,
             )
     return {row: rates for row, rates in found.items() if rates}
 
@@ -86,7 +96,12 @@ def _margin(scores: "Scores") -> Comparison | None:
     return paired_difference(scores.values, [EVEN] * len(scores.values), clusters)
 
 
-def _agreement(scores: "Scores", gold: "Scores") -> Agreement:
+def _error(scores: "Scores", gold: "Scores") -> AgainstGold:
     keys = [key for key in scores.by_key if key in gold.by_key]
     clusters = scores.clusters(item for _, item, _ in keys)
-    return agreement([scores.by_key[key] for key in keys], [gold.by_key[key] for key in keys], clusters)
+    said, true = ([each.by_key[key] for key in keys] for each in (scores, gold))
+    same, decided = verdicts(said) == verdicts(true), verdicts(true) != EVEN
+    return AgainstGold(
+        agreement=agreement(said, true, clusters),
+        decided=share(same[decided], of(clusters, decided)) if decided.any() else None,
+    )
