@@ -99,8 +99,8 @@ def _against_gold(table: Table, judge: str) -> list[str]:
         return [sides]
     error = (
         f"The judge's error: of the pairs that {gold} decides, {judge} decides {min(right):.3f} to {max(right):.3f} "
-        f"alike, by row; Cohen's kappa over all pairs, ties among them, is from {min(kappas):.3f} to {max(kappas):.3f}, "
-        "where 0 is chance and 1 is always."
+        f"alike, by row; Cohen's kappa over all pairs, ties among them, is from {min(kappas):.3f} to "
+        f"{max(kappas):.3f}, where 0 is chance and 1 is always."
     )
     return [f"{sides} {error}"]
 
