@@ -12,7 +12,7 @@ from posttrain.data import nano
 from posttrain.data.chat import load_tokenizer
 from posttrain.trainers.models import align_special_tokens, load_sequence_classifier, save_checkpoint
 
-pytestmark = [pytest.mark.service, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.service, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_a_checkpoint_against_a_file_before_a_reward_model(tmp_path, monkeypatch, capsys):

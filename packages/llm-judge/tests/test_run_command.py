@@ -48,6 +48,14 @@ def judge(tmp_path):
         yield url
 
 
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory):
+    """A judge that is never asked, and its log."""
+    log = tmp_path_factory.mktemp("idle") / "log.jsonl"
+    with served(scripted(log)) as url:
+        yield url, log
+
+
 def answers(name, qualities, **more):
     """AlpacaEval's file of a model whose answers are worth so much."""
     rows = [
@@ -460,7 +468,7 @@ def test_settings_of_the_judge_define_it_and_are_sent(run, monkeypatch):
         ),
     ],
 )
-def test_refusals_are_one_line_before_anything_is_asked(run, judge, arguments, message):
+def test_refusals_are_one_line_before_anything_is_asked(run, idle, arguments, message):
     answers("a", [0, 1])
     answers("b", [1, 2])
     write_jsonl(Path("other.jsonl"), [{"prompt": "Sing.", "output": "La."}])
@@ -469,11 +477,12 @@ def test_refusals_are_one_line_before_anything_is_asked(run, judge, arguments, m
     Path("empty").mkdir()
     Path("empty-model").mkdir()
     Path("empty-model/config.json").write_text("{}")
-    status, record, said = run(*arguments, "--judge", judge)
+    url, log = idle
+    status, record, said = run(*arguments, "--judge", url)
     assert (status, record) == (2, None)
     assert message in said
     assert said.count("error: ") == 1
-    assert requests() == 0
+    assert log.read_bytes() == b""
 
 
 def test_a_reward_judge_needs_a_service_and_no_protocol(run):

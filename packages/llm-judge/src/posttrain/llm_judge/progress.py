@@ -104,7 +104,7 @@ class Bar:
         self._progress.stop()
 
     def planned(self, estimate: Estimate) -> None:
-        self.console.print(estimate.line(), highlight=False)
+        self.console.print(estimate.line(), highlight=False, soft_wrap=True)
         self._task = self._progress.add_task("", total=None, note="")
 
     def progressed(self, tally: Tally) -> None:

@@ -61,7 +61,7 @@ def _lines(record: Mapping[str, Any]) -> Iterator[Line]:
 
 
 def _rates(rates: Mapping[str, Any]) -> Iterator[Line]:
-    p = "" if rates["p_value"] is None else f"p {rates['p_value']:.2g} of 50 %"
+    p = "" if rates["p_value"] is None else f"p {rates['p_value']:.2g} against 50 %"
     yield "win rate %", _with_error(rates["win_rate"], rates["standard_error"]), p
     counts = f"{rates['n_wins']} won, {rates['n_losses']} lost, {rates['n_draws']} drawn of {rates['n_total']}"
     yield "discrete win rate %", f"{rates['discrete_win_rate']:.2f}", counts
