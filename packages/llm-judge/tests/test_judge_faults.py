@@ -28,7 +28,7 @@ from scripted_service import POSTTRAIN, scripted_service
 
 IN_FLIGHT = 16
 LATENCY = 0.01
-OF_THE_RUN = ("created", "spent", "games", "ended", "record")
+OF_THE_RUN = ("created", "git_commit", "spent", "games", "ended", "record")
 """What of a record is about the run, not about what was judged."""
 TIMES = ("created", "time_per_example")
 """The same of an annotation."""
