@@ -1,5 +1,6 @@
 """The judge service in process, and the servers that it asks, each on a port of its own in a thread."""
 
+import asyncio
 import json
 import threading
 import time
@@ -54,37 +55,47 @@ def wait(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
 
 
 class Scripted:
-    """A scripted judge that may be told to wait or to refuse, and knows what it was asked."""
+    """A scripted judge that may be told to refuse or to leave requests waiting, and knows what it was asked."""
 
     def __init__(self, script: Script = Script(), faults: Faults = Faults()) -> None:
-        self.asked, self.at_once, self.most_at_once = 0, 0, 0
+        self.asked = self.answered = self.at_once = self.most_at_once = 0
         self.refusal: int | None = None
         """A status to answer everything with, quoting it."""
+        self.last: int | None = None
+        """How many requests are answered; the others wait until this changes, or their client leaves."""
         self._server = ScriptedServer(PROTOCOLS, script, hashed(), faults)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.asked += 1
+        number = self.asked
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
-            await self._respond(scope, receive, send)
+            await self._respond(number, scope, receive, send)
         finally:
             self.at_once -= 1
 
-    async def _respond(self, scope: Any, receive: Any, send: Any) -> None:
-        if self.refusal:
-            body = b"".join([event["body"] async for event in _events(receive)])
-            await JSONResponse({"error": {"message": body.decode(), "code": None}}, self.refusal)(scope, receive, send)
-        else:
-            await self._server(scope, receive, send)
-
-
-async def _events(receive: Any) -> Any:
-    while True:
-        event = await receive()
-        yield event
-        if not event.get("more_body"):
+    async def _respond(self, number: int, scope: Any, receive: Any, send: Any) -> None:
+        body = await Request(scope, receive).body()
+        leaving = asyncio.ensure_future(receive())
+        while self.last is not None and number > self.last and not leaving.done():
+            await asyncio.sleep(0.01)
+        if leaving.done():
             return
+        leaving.cancel()
+        self.answered += 1
+        if self.refusal:
+            answer = JSONResponse({"error": {"message": body.decode(), "code": None}}, self.refusal)
+            await answer(scope, receive, send)
+        else:
+            await self._server(scope, _replay(body), send)
+
+
+def _replay(body: bytes) -> Any:
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
 
 
 class Policy:

@@ -9,9 +9,9 @@ from starlette.testclient import TestClient
 from tenacity import wait_none
 
 from posttrain.core.errors import RequestError
+from posttrain.llm_judge import asking
 from posttrain.llm_judge.judges import completions
 from posttrain.llm_judge.judges.script import Script
-from posttrain.llm_judge.judges.scripted_server import Faults
 from posttrain.llm_judge.records import read_record
 from posttrain.llm_judge.serving import runs as module
 from posttrain.llm_judge.serving.requests import RunRequest, parse
@@ -41,9 +41,12 @@ def url(scripted: Scripted):
 
 
 @pytest.fixture
-def slow(tmp_path: Path):
-    """A judge that takes 50 ms, and settings for two requests to it at once."""
-    scripted = Scripted(Script(position_bias=0.7), Faults(latency=0.05))
+def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A judge that leaves requests waiting from the seventh on, and settings for two requests to it at once."""
+    # What it leaves waiting does not arrive.
+    monkeypatch.setattr(asking, "GRACE", 0.2)
+    scripted = Scripted(Script(position_bias=0.7))
+    scripted.last = 6
     with served(scripted) as url:
         judge = settings(tmp_path, url).judges["scripted"].model_dump() | {"limits": {"concurrency": 2}}
         yield scripted, lambda **more: settings(tmp_path, url, judges={"scripted": judge}, **more)
@@ -118,75 +121,79 @@ def test_the_same_request_is_the_same_run_and_another_is_another(url: str, scrip
     assert scripted.asked == 3 * 6
 
 
-def test_a_run_that_goes_on_tells_its_progress_and_its_rates_so_far(slow):
-    _, options = slow
-    with service(options()) as client:
-        id = submitted(client, items(30))["id"]
-        seen = wait(lambda: (run := run_of(client, id))["progress"]["done"] >= 6 and run, "some are judged")
-        assert seen["state"] == "running"
-        assert seen["progress"]["games"] == 60
-        assert seen["result"] is seen["ended"] is None
-        rates = wait(lambda: run_of(client, id)["rates"], "there are rates")
-        # Pairs of which one order is still to be asked are not among them.
-        assert rates["bias"]["unparsed"]["value"] == 0
-        assert 0 < rates["n_total"] < 30
-        assert run_of(client, id)["cost"] > 0
-        assert ended(client, id)["rates"]["n_total"] == 30
+def after_six(client: TestClient, id: str) -> dict:
+    """The run when six of its games are judged and the next two wait."""
+    return wait(lambda: (run := run_of(client, id))["progress"]["done"] == 6 and run, "six are judged")
 
 
-def test_a_restart_goes_on_where_the_last_service_was(slow):
-    scripted, options = slow
+def test_a_run_that_goes_on_tells_its_progress_and_its_rates_so_far(waiting):
+    scripted, options = waiting
     with service(options()) as client:
-        running, queued = (submitted(client, chosen)["id"] for chosen in (items(20), items(24)[20:]))
-        wait(lambda: run_of(client, running)["progress"]["done"] >= 5, "some are judged")
+        id = submitted(client, items(10))["id"]
+        run = after_six(client, id)
+        assert run["state"] == "running"
+        assert (run["progress"]["games"], run["progress"]["asked"]) == (20, 6)
+        assert run["cost"] == pytest.approx(run["progress"]["cost"])
+        assert run["cost"] > 0
+        assert run["result"] is run["ended"] is None
+        # Of three pairs, or of two: one of which an order is still to be asked is not among them, nor unparsed.
+        assert run["rates"]["n_total"] in (2, 3)
+        assert run["rates"]["bias"]["unparsed"]["value"] == 0
+        scripted.last = None
+        assert ended(client, id)["rates"]["n_total"] == 10
+
+
+def test_a_restart_goes_on_where_the_last_service_was(waiting):
+    scripted, options = waiting
+    with service(options()) as client:
+        running, queued = (submitted(client, chosen)["id"] for chosen in (items(10), items(12)[10:]))
+        after_six(client, running)
         assert run_of(client, queued)["state"] == "queued"
-    asked = scripted.asked
-    assert 5 <= asked < 40
+    scripted.last = None
     with service(options()) as client:
-        assert {one["state"] for one in client.get("/runs").json()["runs"]} <= {"queued", "running"}
         first, second = (ended(client, id) for id in (running, queued))
-        assert (first["state"], first["progress"]["stored"], second["state"]) == ("done", asked, "done")
+        assert (first["state"], first["progress"]["stored"], second["state"]) == ("done", 6, "done")
         assert first["ended"] <= second["started"]
         # Of all judgements, those before the restart too.
         assert first["cost"] > first["progress"]["cost"]
-    assert scripted.asked == 48
+    assert scripted.answered == 24
     with service(options()) as client:
         assert run_of(client, running) == first
-    assert scripted.asked == 48
+    assert scripted.answered == 24
 
 
-def test_a_cancelled_run_begins_nothing_more_and_the_same_request_goes_on(slow):
-    scripted, options = slow
+def test_a_cancelled_run_begins_nothing_more_and_the_same_request_goes_on(waiting):
+    scripted, options = waiting
     with service(options()) as client:
-        running, queued = (submitted(client, chosen)["id"] for chosen in (items(20), items(24)[20:]))
-        wait(lambda: run_of(client, running)["progress"]["done"] >= 3, "some are judged")
+        running, queued = (submitted(client, chosen)["id"] for chosen in (items(10), items(12)[10:]))
+        after_six(client, running)
         assert cancelled(client, queued)["state"] == "cancelled"
         run = cancelled(client, running)
-        assert run["state"] == "cancelled"
-        assert 0 < run["progress"]["done"] < 40
-        wait(lambda: not client.app.app.state.runs._workers, "what was in flight has arrived")
-        asked = scripted.asked
-        assert asked < 40
-        assert cancelled(client, running) == run_of(client, running)
-        # Asked again at once and after a restart: it goes on with what is missing.
+        assert (run["state"], run["progress"]["done"]) == ("cancelled", 6)
+        assert run["rates"]["n_total"] in (2, 3)
+        wait(lambda: not client.app.app.state.runs._workers, "it has ended")
+        assert scripted.asked == 8
+        assert cancelled(client, running) == run_of(client, running) == run
+    scripted.last = None
     with service(options()) as client:
         assert run_of(client, running)["state"] == "cancelled"
-        assert submitted(client, items(20))["state"] in ("queued", "running")
+        assert submitted(client, items(10))["state"] in ("queued", "running")
         done = ended(client, running)
-        assert (done["state"], done["progress"]["stored"]) == ("done", asked)
+        assert (done["state"], done["progress"]["stored"]) == ("done", 6)
         assert cancelled(client, running)["state"] == "done"
-    assert scripted.asked == 40
+    assert scripted.answered == 20
 
 
-def test_a_run_that_is_asked_for_again_while_it_ends_is_played_again(slow):
-    scripted, options = slow
+def test_a_run_that_is_asked_for_again_while_it_ends_is_played_again(waiting):
+    scripted, options = waiting
     with service(options()) as client:
         id = submitted(client, items(10))["id"]
-        wait(lambda: run_of(client, id)["progress"]["done"] >= 2, "some are judged")
+        after_six(client, id)
         assert cancelled(client, id)["state"] == "cancelled"
         assert submitted(client, items(10))["state"] in ("queued", "running")
+        scripted.last = None
         assert ended(client, id)["state"] == "done"
-    assert scripted.asked == 20
+    assert scripted.answered == 20
 
 
 def test_a_run_whose_judge_fails_says_so_and_is_begun_again_by_the_same_request(url, scripted, tmp_path):
@@ -208,19 +215,19 @@ def test_a_run_whose_judge_fails_says_so_and_is_begun_again_by_the_same_request(
     assert len(list((tmp_path / "records").glob("*.json"))) == 1
 
 
-def test_answers_of_policies_are_generated_once_for_a_run(tmp_path: Path):
-    scripted, policy = Scripted(faults=Faults(latency=0.05)), Policy()
+def test_answers_of_policies_are_generated_once_for_a_run(waiting):
+    scripted, options = waiting
+    policy = Policy()
     asked = [item(number, output_2={"policy": "sft"}) for number in range(10)]
-    with served(scripted) as url, served(policy.app) as policy_url:
-        judge = settings(tmp_path, url).judges["scripted"].model_dump() | {"limits": {"concurrency": 2}}
-        options = settings(tmp_path, url, judges={"scripted": judge}, policies={"sft": policy_url})
-        with service(options) as client:
+    with served(policy.app) as address:
+        with service(options(policies={"sft": address})) as client:
             id = submitted(client, asked)["id"]
-            wait(lambda: run_of(client, id)["progress"]["done"] >= 2, "some are judged")
-        with service(options) as client:
+            after_six(client, id)
+        scripted.last = None
+        with service(options(policies={"sft": address})) as client:
             run = ended(client, id)
     assert len(policy.bodies) == 10
-    assert scripted.asked == 20
+    assert scripted.answered == 20
     assert (run["result"]["b"]["name"], run["result"]["b"]["kind"]) == ("sft", "url")
     assert run["result"]["a"]["kind"] == "given"
 
@@ -239,49 +246,51 @@ def test_a_run_that_lacks_an_answer_has_failed_and_judged_the_others(url: str, t
     assert run["rates"]["n_total"] == 2
 
 
-def test_too_many_waiting_runs_are_503_and_each_judge_plays_one_at_a_time(slow):
-    _, options = slow
+def test_too_many_waiting_runs_are_503_and_each_judge_plays_one_at_a_time(waiting):
+    scripted, options = waiting
     with service(options(max_queued_runs=2)) as client:
         ids = [submitted(client, items(10))["id"]]
-        wait(lambda: run_of(client, ids[0])["state"] == "running", "the first is begun")
+        after_six(client, ids[0])
         ids += [submitted(client, [item(run)])["id"] for run in (100, 101)]
         assert refused(client, 503, {"comparisons": [item(102)]}, "/runs")["code"] == "overloaded"
         assert [run_of(client, id)["state"] for id in ids] == ["running", "queued", "queued"]
         # What is there already needs no place.
         assert submitted(client, [item(101)])["id"] == ids[2]
+        scripted.last = None
         assert [ended(client, id)["state"] for id in ids] == ["done"] * 3
         assert submitted(client, [item(102)])["state"] in ("queued", "running")
 
 
-def test_a_run_of_another_judge_does_not_wait(slow):
-    _, options = slow
-    reward = Reward()
-    with served(reward.app) as address:
+def test_a_run_of_another_judge_does_not_wait(waiting):
+    _, options = waiting
+    with served(Reward().app) as address:
         judges = {name: one.model_dump() for name, one in options().judges.items()}
-        both = settings(Path(options().store).parent, "", judges=judges | {"rm": {"reward": {"url": address}}})
+        plain = options()
+        both = plain.model_copy(
+            update={"judges": settings(Path(), "", judges=judges | {"rm": {"reward": {"url": address}}}).judges}
+        )
         with service(both) as client:
-            slow_one = submitted(client, items(40))["id"]
+            first = submitted(client, items(10))["id"]
             quick = ended(client, submitted(client, items(10), judge="rm")["id"])
             assert (quick["state"], quick["protocol"]) == ("done", None)
-            assert run_of(client, slow_one)["state"] == "running"
-            cancelled(client, slow_one)
+            assert run_of(client, first)["state"] == "running"
 
 
-def test_a_judge_that_became_another_fails_the_runs_that_were_asked_of_the_first(tmp_path: Path, slow):
-    _, options = slow
-    judge = options().judges["scripted"].model_dump()
+def test_a_judge_that_became_another_fails_the_runs_that_were_asked_of_the_first(waiting):
+    scripted, options = waiting
     with service(options()) as client:
-        id = submitted(client, items(20))["id"]
+        id = submitted(client, items(10))["id"]
+    scripted.last = None
+    judge = options().judges["scripted"].model_dump()
     judge["chat"]["temperature"] = 1.0
-    with service(
-        options().model_copy(update={"judges": settings(tmp_path, "", judges={"scripted": judge}).judges})
-    ) as c:
-        run = ended(c, id)
+    changed = options().model_copy(update={"judges": settings(Path(), "", judges={"scripted": judge}).judges})
+    with service(changed) as client:
+        run = ended(client, id)
         assert run["state"] == "failed"
         assert "has become another" in run["error"]
-        other = submitted(c, items(20))["id"]
+        other = submitted(client, items(10))["id"]
         assert other != id
-        cancelled(c, other)
+        assert ended(client, other)["state"] == "done"
 
 
 def test_a_run_may_stop_as_soon_as_it_is_clear(tmp_path: Path):
