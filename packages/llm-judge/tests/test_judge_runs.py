@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 from tenacity import wait_none
 
-from posttrain.core.errors import RequestError
+from posttrain.core.errors import RequestError, WorkError
 from posttrain.llm_judge import asking
 from posttrain.llm_judge.judges import completions
 from posttrain.llm_judge.judges.script import Script
@@ -137,8 +137,9 @@ def test_a_run_that_goes_on_tells_its_progress_and_its_rates_so_far(waiting):
         assert run["cost"] > 0
         assert run["result"] is run["ended"] is None
         # Of three pairs, or of two: one of which an order is still to be asked is not among them, nor unparsed.
-        assert run["rates"]["n_total"] in (2, 3)
-        assert run["rates"]["bias"]["unparsed"]["value"] == 0
+        rates = wait(lambda: (found := run_of(client, id)["rates"]) and found["n_total"] > 1 and found, "of two pairs")
+        assert rates["n_total"] <= 3
+        assert rates["bias"]["unparsed"]["value"] == 0
         scripted.last = None
         assert ended(client, id)["rates"]["n_total"] == 10
 
@@ -319,6 +320,23 @@ def test_money_that_is_spent_fails_a_run_and_keeps_what_was_judged(url: str, scr
         # The limit is none of what defines the judge: the same run.
         assert submitted(client, items(40))["id"] == run["id"]
         assert ended(client, run["id"])["progress"]["stored"] == asked
+
+
+def test_a_run_whose_end_cannot_be_written_has_failed_and_goes_on_after_a_restart(
+    url: str, scripted: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(folder, played, record):
+        raise WorkError("no space left")
+
+    with monkeypatch.context() as patch, service(settings(tmp_path, url)) as client:
+        patch.setattr(module, "write_record", full)
+        run = ended(client, submitted(client, items(4))["id"])
+        assert (run["state"], run["error"]) == ("failed", "no space left")
+        # The judge plays on.
+        assert ended(client, submitted(client, items(2))["id"])["state"] == "failed"
+    with service(settings(tmp_path, url)) as client:
+        assert ended(client, run["id"])["state"] == "done"
+    assert scripted.asked == 8
 
 
 def test_an_unknown_run_is_404(url: str, tmp_path: Path):

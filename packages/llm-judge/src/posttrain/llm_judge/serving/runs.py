@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 LOCK_PATIENCE = 30.0
 """Seconds to wait for another service's lock: one that is being ended lets what is in flight arrive."""
+RATES_EVERY = 1.0
+"""Seconds: rates of thousands of comparisons take tenths of one, and are not made anew for everybody who asks."""
 FAILED = "the service failed; its log says where"
 BEGUN_AGAIN: tuple[State, ...] = ("failed", "cancelled")
 """States from which the same request begins a run again."""
@@ -49,8 +51,9 @@ class Run:
     identity: Mapping[str, Any]
     files: RunFiles
     contest: Contest | None = None
-    rates: tuple[int, dict[str, Any] | None] = (0, None)
-    """The last ones that were asked for, and how many judgements there were then."""
+    rates: dict[str, Any] | None = None
+    """The last ones that were asked for while it is played, and the monotonic time of that."""
+    rated: float = -RATES_EVERY
     changed: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while it ends: nothing may come between its files and its summary."""
 
@@ -169,10 +172,7 @@ class Runs:
             except RequestError as error:
                 log.warning("a run is passed over: %s", error)
                 continue
-            ended = (
-                RunSummary(**{name: getattr(outcome, name) for name in RunSummary.model_fields}) if outcome else None
-            )
-            found.append(Run(ended or beginning.summary, beginning.identity, files))
+            found.append(Run(_summary(outcome) if outcome else beginning.summary, beginning.identity, files))
         return found
 
     def _enqueue(self, run: Run) -> None:
@@ -193,13 +193,15 @@ class Runs:
             wanted = self._judging.catalog.resolve(await asyncio.to_thread(run.files.request))
             drawn_by = run.summary.id if wanted.request.stop_when_clear else None
             contest = self._judging.contest(wanted, expected=run.identity, kept=run.files, drawn_by=drawn_by)
-            if run.summary.state == "running":  # else it was cancelled meanwhile
+            # Else it was cancelled meanwhile, or the service is being ended.
+            if run.summary.state == "running" and not self._stopping:
                 run.contest = contest
                 await self._judging.begin(contest)
             error = _why_unfinished(contest)
         except PosttrainError as problem:
             error = str(problem)
-        except Exception:  # noqa: BLE001 - whatever it is, the run has ended; the log has its kind and place
+        except Exception as problem:  # noqa: BLE001 - the judge's other runs have to go on
+            log_place(log, "a run", problem)
             error = FAILED
         async with run.changed:
             if run.summary.state == "running" and not self._stopping:
@@ -208,24 +210,24 @@ class Runs:
 
     async def _end(self, run: Run, state: State, error: str | None = None) -> None:
         summary = run.summary.model_copy(update={"state": state, "ended": time.time(), "error": error})
-        outcome = await asyncio.to_thread(self._outcome, run, summary)
-        run.summary = RunSummary(**{name: getattr(outcome, name) for name in RunSummary.model_fields})
-        telemetry().runs.labels(summary.judge, summary.state).inc()
+        run.summary = _summary(await asyncio.to_thread(self._outcome, run, summary))
+        telemetry().runs.labels(run.summary.judge, run.summary.state).inc()
 
     def _outcome(self, run: Run, summary: RunSummary) -> RunAnswer:
         """Writes down how the run ended. Where that cannot be done the run is told as failed, and goes on after the
         next start."""
-        outcome = _answer(summary, run.contest)
         try:
+            outcome = _answer(summary, run.contest)
             if summary.state == "done" and run.contest:
                 outcome = outcome.model_copy(update={"result": self._record(run.contest)})
             run.files.end(outcome)
+            return outcome
         except PosttrainError as problem:
-            return outcome.model_copy(update={"state": "failed", "error": str(problem), "result": None})
-        except Exception as problem:  # noqa: BLE001 - the judge's other runs have to go on
+            error = str(problem)
+        except Exception as problem:  # noqa: BLE001 - as above
             log_place(log, "a run", problem)
-            return outcome.model_copy(update={"state": "failed", "error": FAILED, "result": None})
-        return outcome
+            error = FAILED
+        return _answer(summary.model_copy(update={"state": "failed", "error": error}), None)
 
     def _record(self, contest: Contest) -> dict[str, Any]:
         assert contest.played is not None
@@ -238,10 +240,15 @@ class Runs:
     async def _told(self, run: Run) -> RunAnswer:
         if run.summary.ended is not None and (outcome := await asyncio.to_thread(run.files.outcome)):
             return outcome
-        contest, count = run.contest, len(run.contest.noting.found) if run.contest else 0
-        if contest and run.rates[0] != count:
-            run.rates = count, await asyncio.to_thread(contest.rates)
-        return _answer(run.summary, contest, run.rates[1])
+        contest = run.contest
+        if contest and contest.noting.found and time.monotonic() - run.rated >= RATES_EVERY:
+            run.rated = time.monotonic()
+            run.rates = await asyncio.to_thread(contest.rates)
+        return _answer(run.summary, contest, run.rates)
+
+
+def _summary(outcome: RunAnswer) -> RunSummary:
+    return RunSummary(**{name: getattr(outcome, name) for name in RunSummary.model_fields})
 
 
 def _answer(summary: RunSummary, contest: Contest | None, rates: dict[str, Any] | None = None) -> RunAnswer:
