@@ -52,7 +52,7 @@ class Comparison(BaseModel):
         return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Game:
     """One question to a judge. `turn` is the last one that it sees, from 1; 0 stands for the last of all."""
 
@@ -70,8 +70,8 @@ class Game:
     @property
     def shown(self) -> tuple[tuple[str, ...], ...]:
         """The answers in the order shown, each a text a turn."""
-        both = {"a": self.comparison.answers_a, "b": self.comparison.answers_b}
-        return tuple(both[which][: self.turns] for which in self.order)
+        turns, both = self.turns, {"a": self.comparison.answers_a, "b": self.comparison.answers_b}
+        return tuple([both[which][:turns] for which in self.order])
 
     @property
     def cut(self) -> dict[str, bool]:
@@ -83,14 +83,15 @@ class Game:
         """All of it that a judge may see, and the replicate: what tells two games of one judge apart. A and B are not
         in it: the same two texts in the same order are the same game whoever wrote them."""
         asked = self.comparison
-        # Left out where nothing was cut, as most files of answers have it.
-        cut = [self.cut[which] for which in self.order]
-        return {
-            **({"cut": cut} if any(cut) else {}),
+        found: dict[str, Any] = {
             "history": [message.model_dump() for message in asked.history],
-            "questions": list(asked.questions[: self.turns]),
-            "answers": [list(texts) for texts in self.shown],
+            "questions": asked.questions[: self.turns],
+            "answers": self.shown,
             "reference": asked.reference,
             "rubric": asked.rubric,
             "replicate": self.replicate,
         }
+        # Left out where nothing was cut, as most files of answers have it.
+        if (asked.cut_a or asked.cut_b) and any(cut := [self.cut[which] for which in self.order]):
+            found["cut"] = cut
+        return found

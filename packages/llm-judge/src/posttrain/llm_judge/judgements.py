@@ -12,7 +12,7 @@ from posttrain.core.hashing import canonical_json, digest_json
 from posttrain.llm_judge.comparisons import Game, Order
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Decision:
     """A judge's answer to one game, with what it cost."""
 
@@ -30,7 +30,7 @@ class Decision:
     """From the first request to the answer, repeated requests included."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """A decision as it is stored."""
 

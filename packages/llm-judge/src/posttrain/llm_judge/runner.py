@@ -119,12 +119,12 @@ def begin_order(games: Sequence[Game]) -> list[int]:
     appearance."""
     prompts: dict[str, int] = {}
     comparisons: dict[int, int] = {}
-    ranks = []
-    for place, game in enumerate(games):
-        asked = game.comparison
-        prompt = prompts.setdefault(asked.prompt_id, place)
-        ranks.append((prompt, comparisons.setdefault(id(asked), place), place))
-    return [place for _, _, place in sorted(ranks)]
+    ranks = [
+        len(games) * prompts.setdefault(game.comparison.prompt_id, place)
+        + comparisons.setdefault(id(game.comparison), place)
+        for place, game in enumerate(games)
+    ]
+    return sorted(range(len(games)), key=ranks.__getitem__)
 
 
 class _Run:
