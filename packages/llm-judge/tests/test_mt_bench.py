@@ -51,6 +51,12 @@ def test_grades_off_the_scale_are_refused():
         grades([5, 10], [1], ["p", "q"])
 
 
+def test_a_scale_of_ones_own_has_its_own_ends():
+    assert grades([0, 100], [1, 1], ["p", "q"], scale=(0, 100)).overall.value == 50
+    with pytest.raises(ValueError, match="grades lie between 0 and 5, not 7"):
+        grades([3, 7], [1, 1], ["p", "q"], scale=(0, 5))
+
+
 def test_orders_that_disagree_are_a_tie():
     #                       B, A, swapped, both tie, one tie, unread
     found = pairwise(pairs([1, 0, 1, 0.5, 0.5, 1], [1, 0, 0, 0.5, 1, np.nan]))

@@ -31,9 +31,6 @@ from posttrain.llm_judge.scores import as_json, scores
 from posttrain.llm_judge.statistics.power import sensitivity
 from posttrain.llm_judge.statistics.sequential import confidence_sequence, prompt_means
 
-RUNS = Path("runs/judge")
-"""Where records lie, unless told another place."""
-
 
 @dataclass(frozen=True)
 class Side:
