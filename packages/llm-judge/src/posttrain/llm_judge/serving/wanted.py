@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from posttrain.core.errors import RequestError, suggest
 from posttrain.core.hashing import digest_json
 from posttrain.llm_judge.protocols import NAMES, Protocol, load_protocol
-from posttrain.llm_judge.records import Side, Sides
 from posttrain.llm_judge.serving.requests import FromPolicy, JudgeRequest, RequestT
 from posttrain.llm_judge.serving.settings import JudgeServiceSettings
+
+if TYPE_CHECKING:
+    from posttrain.llm_judge.records import Side, Sides
 
 NAME_SHOWN = 80
 """Characters of an unknown name that an error repeats."""
@@ -24,7 +26,7 @@ class Wanted(Generic[RequestT]):
     protocol_name: str | None
     protocol: Protocol | None
     """None: the judge needs none."""
-    sides: Sides
+    sides: "Sides"
 
     def digest(self, identity: Mapping[str, Any]) -> str:
         """Sixteen hex digits of the request and the judge's identity: what equal requests to an equal judge share."""
@@ -82,8 +84,11 @@ def _check(where: str, name: str, known: Mapping[str, Any]) -> None:
         )
 
 
-def _side(request: JudgeRequest, number: Literal[1, 2]) -> Side:
+def _side(request: JudgeRequest, number: Literal[1, 2]) -> "Side":
     """Who answered: as the request calls them, else the policy that is asked for every answer."""
+    # The statistics behind records take a second to import, and a command that checks its settings needs none.
+    from posttrain.llm_judge.records import Side
+
     outputs = [item.output_1 if number == 1 else item.output_2 for item in request.comparisons]
     policies = {output.policy for output in outputs if isinstance(output, FromPolicy)}
     all_of_one = len(policies) == 1 and all(isinstance(output, FromPolicy) for output in outputs)
