@@ -40,7 +40,6 @@ USED_WITHOUT_IMPORT = {
         for folder in ("rollout", "reward-model", "llm-judge")
         for name in ("httptools", "uvloop")
     },
-    ("lab", "posttrain-llm-judge"): "an installed lab offers the whole command",
 }
 """Dependencies that no file imports, and why they are declared all the same."""
 IMPORTED_WITHOUT_DECLARATION = {
