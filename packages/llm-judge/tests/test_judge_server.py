@@ -50,7 +50,13 @@ class Server:
             with contextlib.suppress(psutil.NoSuchProcess):  # it ended with its parent
                 process.kill()
         self.process.wait(10)
-        psutil.wait_procs(processes, 10)
+        wait(lambda: not any(map(_runs, processes)), "its processes have ended")
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 @contextlib.contextmanager
