@@ -100,7 +100,7 @@ types: $(READY) ## Check types with mypy.
 check-imports: $(READY) ## Check that packages import one way only, and nothing heavy where it must not be.
 	lint-imports
 
-bench: $(READY) ## Measure everything beside its peers, print the ratios, store the record of this kind of machine (25 minutes; ARGS=--dirty from uncommitted files).
+bench: $(READY) ## Measure everything beside its peers, print the ratios, store the record of this kind of machine (35 minutes; ARGS=--dirty from uncommitted files).
 	python -m benchmarks run $(ARGS)
 
 bench-check: $(READY) ## Compare with the stored record of this kind of machine; fails on a slow-down beyond the noise.
