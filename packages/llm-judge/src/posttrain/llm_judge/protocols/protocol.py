@@ -32,20 +32,20 @@ class Prompt:
     messages: tuple[Message, ...]
     nonce: str
     """What the marks of this game's quotations and its verdict carry."""
-    reminder: str
-    template: Template
+    protocol: "Protocol"
 
     def read(self, text: str, tokens: Sequence[Token] = (), *, cut: bool = False) -> Verdict | None:
         """The verdict of a reply, None where the place for it holds none or two. `tokens`: those of the reply, with
         log-probabilities. `cut`: the reply ended at its limit, so its last line may be half a line."""
-        if self.template.place == "first_token":
-            return read_first_token(text, self.template.scale, tokens)
-        return None if cut else read_last_line(text, self.template.scale, self.nonce)
+        template = self.protocol.template
+        if template.place == "first_token":
+            return read_first_token(text, template.scale, tokens)
+        return None if cut else read_last_line(text, template.scale, self.nonce)
 
     def reminded(self, reply: str) -> tuple[Message, ...]:
         """What to ask, once, after a reply without a verdict."""
         said = Message(role="assistant", content=reply if reply.strip() else "(nothing)")
-        return (*self.messages, said, Message(role="user", content=self.reminder))
+        return (*self.messages, said, Message(role="user", content=self.protocol.reminder(self.nonce)))
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Protocol:
         full = {"questions": ("q", "r"), "answers_a": ("a", "c"), "answers_b": ("b", "d"), "history": said}
         for sample in (plain, Comparison(**full, reference="e", rubric="f")):
             for game in self.games(sample):
-                self.render(game)
+                self.reminder(self.render(game).nonce)
 
     @property
     def name(self) -> str:
@@ -97,14 +97,14 @@ class Protocol:
         """
         texts = texts_of(game, self.template.shows)
         nonce = nonce or quoting.nonce_for(game.definition(), texts.values())
-        user = self._fill("user", self._variables(game, texts, nonce))
-        reminder = self._fill("reminder", self._answering(nonce))
+        user = self._fill("user", self._variables(game, texts, nonce), nonce)
         self._check(user, texts, nonce)
-        for name, text in (("user", user), ("reminder", reminder)):
-            if self.template.place == "last_line" and verdict_line(nonce) not in text:
-                raise RequestError(f"{self.where}: '{name}' does not say how to answer; put {{{{ verdict }}}} into it")
         said = (Message(role="system", content=self.template.system), Message(role="user", content=user))
-        return Prompt(said, nonce, reminder, self.template)
+        return Prompt(said, nonce, self)
+
+    def reminder(self, nonce: str) -> str:
+        """What is said after a reply without a verdict to a prompt with this nonce; RequestError as by `render`."""
+        return self._fill("reminder", self._answering(nonce), nonce)
 
     def parse(self, messages: Sequence[Message]) -> tuple[Game, str]:
         """The game that a prompt of this protocol asks about, and its nonce: what `render` was given, but for the
@@ -137,11 +137,14 @@ class Protocol:
     def _compiled(self) -> dict[str, jinja2.Template]:
         return {name: ENVIRONMENT.from_string(getattr(self.template, name)) for name in ("user", "reminder")}
 
-    def _fill(self, name: str, variables: Mapping[str, Any]) -> str:
+    def _fill(self, name: str, variables: Mapping[str, Any], nonce: str) -> str:
         try:
-            return self._compiled[name].render(variables)
+            text = self._compiled[name].render(variables)
         except TEMPLATE_FAULTS as error:
             raise RequestError(f"{self.where}: '{name}' cannot be filled: {' '.join(str(error).split())}") from None
+        if self.template.place == "last_line" and verdict_line(nonce) not in text:
+            raise RequestError(f"{self.where}: '{name}' does not say how to answer; put {{{{ verdict }}}} into it")
+        return text
 
     def _check(self, user: str, texts: dict[str, str], nonce: str) -> None:
         try:

@@ -6,13 +6,14 @@ many servers obey wherever they stand, are broken up by a space; what looks brok
 that different texts stay different.
 """
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from itertools import count
 from typing import Any
 
-from posttrain.core.hashing import digest_json
+import orjson
 
 VERSION = 1
 """Of the form of a quotation; raised when it changes, for every prompt changes with it."""
@@ -36,7 +37,9 @@ def nonce_for(definition: Mapping[str, Any], texts: Iterable[str], length: int =
     """The first `length` hexadecimal digits of a digest of `definition` and the least number with which they occur in
     no text, whatever its case and the form of its characters."""
     plain = [unicodedata.normalize("NFKC", text).casefold() for text in texts]
-    candidates = (digest_json([dict(definition), number])[:length] for number in count())
+    # Texts and whole numbers, which orjson writes as canonical JSON has them, at a tenth of the time.
+    start = b"[" + orjson.dumps(dict(definition), option=orjson.OPT_SORT_KEYS) + b","
+    candidates = (hashlib.sha256(start + b"%d]" % number).hexdigest()[:length] for number in count())
     return next(nonce for nonce in candidates if not any(nonce in text for text in plain))
 
 
