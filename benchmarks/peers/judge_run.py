@@ -55,9 +55,10 @@ def main() -> None:
     numbers = count()
     with _server() as port, tempfile.TemporaryDirectory() as folder:
         some = games(wish.games)
+        bodies = requests(some)
         sides = {
             "run": lambda: run(some, port, Path(folder) / f"{next(numbers)}.db"),
-            "limit": lambda: asyncio.run(bare(some, port)),
+            "limit": lambda: asyncio.run(bare(bodies, port)),
         }
         rates = alternate(sides, wish.rounds, work=wish.games)
         store, many = Path(folder) / "many.db", games(wish.stored)
@@ -118,14 +119,21 @@ def _judge(port: int, limits: Limits) -> ChatJudge:
     return ChatJudge(ChatSettings(model="m"), PROTOCOL, server)
 
 
-async def bare(some: Sequence[Game], port: int) -> None:
-    """The same requests from as many connections, each sent when the one before is answered."""
-    bodies = iter([json.dumps({"messages": [m.model_dump() for m in PROTOCOL.render(g).messages]}) for g in some])
+def requests(some: Sequence[Game]) -> list[bytes]:
+    """What a run sends, whole."""
+    prompts = ([message.model_dump() for message in PROTOCOL.render(game).messages] for game in some)
+    bodies = (json.dumps({"messages": messages}).encode() for messages in prompts)
+    return [b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body) for body in bodies]
+
+
+async def bare(bodies: Sequence[bytes], port: int) -> None:
+    """The requests from as many connections as a run has, each sent when the one before is answered."""
+    waiting = iter(bodies)
 
     async def ask() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for body in bodies:
-            writer.write(f"POST / HTTP/1.1\r\ncontent-length: {len(body.encode())}\r\n\r\n{body}".encode())
+        for body in waiting:
+            writer.write(body)
             head = await reader.readuntil(b"\r\n\r\n")
             await reader.readexactly(int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0]))
         writer.close()
@@ -167,7 +175,7 @@ def _server() -> Iterator[int]:
         try:
             for _ in range(200):
                 try:
-                    asyncio.run(bare(games(2), port))
+                    asyncio.run(bare(requests(games(2)), port))
                     break
                 except OSError:
                     time.sleep(0.1)
