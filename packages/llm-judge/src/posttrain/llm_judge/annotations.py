@@ -32,6 +32,9 @@ class Annotations:
     """(n,) what was asked, by which files of difficulties know it."""
     turns: Sequence[int]
     """(n,) how many turns of it the judge saw."""
+    answers_a: Sequence[tuple[str, ...]]
+    """(n,) A's, a text a turn."""
+    answers_b: Sequence[tuple[str, ...]]
     pairs: Pairs
     """(n,) a row for each two answers."""
 
@@ -56,7 +59,7 @@ def tabulate(annotations: Iterable[Judged]) -> list[Annotations]:
         judgement, game = next(iter(pair.values()))
         asked = game.comparison
         tables[annotator_name(judgement.judge), asked.generator_a, asked.generator_b].append(pair)
-    return [Annotations(*of, *_table(pairs)) for of, pairs in tables.items()]
+    return [_table(*of, pairs) for of, pairs in tables.items()]
 
 
 def paired(annotations: Iterable[Judged]) -> list[Paired]:
@@ -96,7 +99,7 @@ def difficulties_of(instructions: Sequence[str], known: Mapping[str, float], pat
     return np.array([known[instruction] for instruction in instructions])
 
 
-def _table(pairs: Sequence[Paired]) -> tuple[list[str], list[int], Pairs]:
+def _table(annotator: str, generator_a: str | None, generator_b: str | None, pairs: Sequence[Paired]) -> Annotations:
     def numbers(values: Iterable[float | None]) -> Floats:
         return np.array([math.nan if value is None else value for value in values], dtype=float)
 
@@ -105,11 +108,15 @@ def _table(pairs: Sequence[Paired]) -> tuple[list[str], list[int], Pairs]:
 
     games = [next(iter(pair.values()))[1] for pair in pairs]
     asked = [game.comparison for game in games]
-    instructions = [TURNS.join(game.comparison.questions[: game.turns]) for game in games]
-    return (
-        instructions,
-        [game.turns for game in games],
-        Pairs(
+    return Annotations(
+        annotator,
+        generator_a,
+        generator_b,
+        instructions=[TURNS.join(game.comparison.questions[: game.turns]) for game in games],
+        turns=[game.turns for game in games],
+        answers_a=[game.comparison.answers_a[: game.turns] for game in games],
+        answers_b=[game.comparison.answers_b[: game.turns] for game in games],
+        pairs=Pairs(
             first=likes("ab"),
             second=likes("ba"),
             prompts=[comparison.prompt_id for comparison in asked],
