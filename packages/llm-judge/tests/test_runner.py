@@ -360,6 +360,16 @@ def test_a_run_that_never_clears_looks_at_everything_in_the_end(store):
     assert looks[-1] == 40
 
 
+@pytest.mark.parametrize("prompts", range(150, 156))
+def test_what_is_clear_with_the_last_prompt_only_is_clear_live_as_from_the_store(store, prompts):
+    games = both(*map(comparison, range(prompts)))
+
+    def ended():
+        return run(games, FakeJudge(), store, clear=lambda answered: len(answered) == len(games)).ended
+
+    assert ended() == ended() == "clear"
+
+
 def test_unparsed_and_unknown_costs_are_counted(store):
     class Unsure(FakeJudge):
         async def decide(self, game):

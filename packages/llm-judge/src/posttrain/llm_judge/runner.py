@@ -177,7 +177,8 @@ class _Run:
         while self._seen < len(self._order) and self._settled[self._order[self._seen]]:
             self._seen += 1
         whole = self._whole_prompts()
-        if whole < self._next_look:
+        # The last look is always taken: else a run by and by could miss what the store shows at once.
+        if whole < self._next_look and self._seen < len(self._order):
             return False
         self._next_look = whole + max(1, whole // LOOKS)
         return self._clear([(self.games[place], self.judgements[place]) for place in self._order[:whole]])
