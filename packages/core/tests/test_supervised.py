@@ -73,3 +73,17 @@ def test_service_that_cannot_start_says_its_last_words(tmp_path):
         Small(tmp_path, "import sys; sys.exit('no such model')"),
     ):
         pass
+
+
+def test_service_whose_log_cannot_be_written_is_told(tmp_path):
+    service = Small(tmp_path)
+    service.log.mkdir(parents=True)
+    with pytest.raises(WorkError, match="the small service cannot be started: .*Is a directory: .*small.log"), service:
+        pass
+
+
+def test_service_without_its_interpreter_is_told(tmp_path):
+    service = Small(tmp_path)
+    service._command[0] = str(tmp_path / "no-python")
+    with pytest.raises(WorkError, match="the small service cannot be started: .*no-python"), service:
+        pass

@@ -56,6 +56,7 @@ class SupervisedService:
             str(self.port),
         ]
         self._process: subprocess.Popen[bytes] | None = None
+        self._not_spawned: OSError | None = None
         self._stopping = threading.Event()
         self._ready = threading.Event()
 
@@ -72,6 +73,8 @@ class SupervisedService:
         self._supervisor = threading.Thread(target=self._supervise, name=f"supervise-{self.name}", daemon=True)
         self._supervisor.start()
         self._started.wait()
+        if self._not_spawned:
+            raise WorkError(f"the {self.name} service cannot be started: {self._not_spawned}") from self._not_spawned
         try:
             self._wait_until_ready()
         except BaseException:
@@ -91,8 +94,13 @@ class SupervisedService:
 
     def _supervise(self) -> None:
         restarts: deque[float] = deque()
-        self._process = self._spawn()
-        self._started.set()
+        try:
+            self._process = self._spawn()
+        except OSError as error:
+            self._not_spawned = error  # told by whoever waits for the start
+            return
+        finally:
+            self._started.set()
         while not self._stopping.wait(0.2):
             # Before it was ever ready, an end is a failed start, which is told and not tried again.
             if self._process.poll() is None or not self._ready.is_set():
