@@ -12,6 +12,7 @@ from posttrain.llm_judge.annotations import difficulties_of, read_difficulties, 
 from posttrain.llm_judge.comparisons import Comparison, Game
 from posttrain.llm_judge.exchange import annotator_name, read_export, rows
 from posttrain.llm_judge.judgements import Decision, Judgement, judgement_key
+from posttrain.llm_judge.statistics.bias import bias_report
 
 NAN = math.nan
 JUDGE = {"backend": "scripted", "model": "coin", "protocol": "alpaca"}
@@ -117,3 +118,14 @@ def test_a_difficulty_that_is_none_is_told_with_its_row(tmp_path, row, message):
     file.write_text("".join(json.dumps(content) + "\n" for content in [{"instruction": "one", "difficulty": 1}, row]))
     with pytest.raises(RequestError, match=message):
         read_difficulties(file)
+
+
+def test_an_order_that_was_asked_and_never_read_is_no_order_that_was_not_asked():
+    asked = [compared(question=f"{number}?") for number in range(3)]
+    said = [judged(one, order, value) for one in asked for order, value in (("ab", 1.0), ("ba", None))]
+    (table,) = tabulate(said)
+    assert table.pairs.two_orders
+    assert np.isnan(table.pairs.preference).all()
+    assert bias_report(table.pairs).unparsed.value == 0.5
+    (one_order,) = tabulate([each for each in said if each[1].order == "ab"])
+    assert one_order.pairs.preference.tolist() == [1, 1, 1]

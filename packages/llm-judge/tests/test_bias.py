@@ -20,7 +20,7 @@ def pairs(first, second=None, *, lengths=None, human=None) -> Pairs:
     length_a, length_b = np.array(lengths, float).T if lengths else (unknown, unknown)
     return Pairs(
         np.array(first, float),
-        unknown if second is None else np.array(second, float),
+        None if second is None else np.array(second, float),
         [f"p{number}" for number in range(n)],
         length_a,
         length_b,

@@ -16,7 +16,7 @@ def table(preference, longer, prompts=None) -> Pairs:
     unknown = np.full(n, math.nan)
     return Pairs(
         np.array(preference, dtype=float),
-        unknown,
+        None,
         prompts or [f"p{number}" for number in range(n)],
         np.full(n, 1000.0),
         1000.0 + np.array(longer, dtype=float),

@@ -13,7 +13,8 @@ def pairs(first, second, categories=()) -> Pairs:
     n = len(first)
     unknown = np.full(n, np.nan)
     prompts = [f"p{number}" for number in range(n)]
-    return Pairs(np.array(first, float), np.array(second, float), prompts, unknown, unknown, unknown, categories)
+    of_second = None if second is None else np.array(second, float)
+    return Pairs(np.array(first, float), of_second, prompts, unknown, unknown, unknown, categories)
 
 
 def test_grades_by_category_and_turn():
@@ -75,4 +76,4 @@ def test_probabilities_are_read_as_verdicts():
 
 def test_one_order_is_refused():
     with pytest.raises(ValueError, match="one order only"):
-        pairwise(pairs([1, 0], [np.nan, np.nan]))
+        pairwise(pairs([1, 0], None))

@@ -17,7 +17,7 @@ def table(first, second=None, prompts=None) -> Pairs:
     unknown = np.full(len(first), NAN)
     return Pairs(
         np.array(first, dtype=float),
-        unknown if second is None else np.array(second, dtype=float),
+        None if second is None else np.array(second, dtype=float),
         prompts or [f"p{number}" for number in range(len(first))],
         unknown,
         unknown,

@@ -99,6 +99,11 @@ def difficulties_of(instructions: Sequence[str], known: Mapping[str, float], pat
     return np.array([known[instruction] for instruction in instructions])
 
 
+def instruction(game: Game) -> str:
+    """What the game shows of its prompt, by which files of difficulties know it."""
+    return TURNS.join(game.comparison.questions[: game.turns])
+
+
 def _table(annotator: str, generator_a: str | None, generator_b: str | None, pairs: Sequence[Paired]) -> Annotations:
     def numbers(values: Iterable[float | None]) -> Floats:
         return np.array([math.nan if value is None else value for value in values], dtype=float)
@@ -112,13 +117,13 @@ def _table(annotator: str, generator_a: str | None, generator_b: str | None, pai
         annotator,
         generator_a,
         generator_b,
-        instructions=[TURNS.join(game.comparison.questions[: game.turns]) for game in games],
+        instructions=[instruction(game) for game in games],
         turns=[game.turns for game in games],
         answers_a=[game.comparison.answers_a[: game.turns] for game in games],
         answers_b=[game.comparison.answers_b[: game.turns] for game in games],
         pairs=Pairs(
             first=likes("ab"),
-            second=likes("ba"),
+            second=likes("ba") if any("ba" in pair for pair in pairs) else None,
             prompts=[comparison.prompt_id for comparison in asked],
             length_a=numbers(_length(game, game.comparison.answers_a) for game in games),
             length_b=numbers(_length(game, game.comparison.answers_b) for game in games),

@@ -108,7 +108,7 @@ def pairs_of(judged: Sequence[Judged]) -> Pairs:
         raise ValueError(f"{len(tables)} judges or pairs of A and B in what is to be one table")
     if not tables:
         nothing = np.array([])
-        return Pairs(nothing, nothing, [], nothing, nothing, nothing)
+        return Pairs(nothing, None, [], nothing, nothing, nothing)
     return tables[0].pairs
 
 

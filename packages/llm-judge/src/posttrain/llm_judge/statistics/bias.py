@@ -65,18 +65,18 @@ class BiasReport:
 
 def bias_report(pairs: Pairs) -> BiasReport:
     """Everything in it is clustered by prompt; pairs without a verdict in an order count as unparsed and no further."""
-    orders = [pairs.first, pairs.second] if pairs.two_orders else [pairs.first]
+    orders = [pairs.first] if pairs.second is None else [pairs.first, pairs.second]
     unread = np.isnan(np.concatenate(orders))
     known = ~np.isnan(pairs.preference)
     prompts = of(pairs.prompts, known)
-    first, second = pairs.first[known], pairs.second[known]
+    first, second = pairs.first[known], None if pairs.second is None else pairs.second[known]
     labelled = not bool(np.isnan(pairs.human).all())
     return BiasReport(
         pairs=len(pairs.first),
         unparsed=share(unread, list(pairs.prompts) * len(orders)),
-        consistency=share(verdicts(first) == verdicts(second), prompts) if pairs.two_orders else None,
-        first_position=mean((1 - first + second) / 2, prompts) if pairs.two_orders else None,
-        position_log_odds=position_log_odds(first, second, prompts) if pairs.two_orders else None,
+        consistency=None if second is None else share(verdicts(first) == verdicts(second), prompts),
+        first_position=None if second is None else mean((1 - first + second) / 2, prompts),
+        position_log_odds=None if second is None else position_log_odds(first, second, prompts),
         length_correlation=length_correlation(pairs),
         human=agreement(pairs.preference, pairs.human, pairs.prompts) if labelled else None,
     )

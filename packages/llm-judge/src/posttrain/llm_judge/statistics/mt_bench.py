@@ -66,7 +66,7 @@ def pairwise(pairs: Pairs, turns: Sequence[int] = ()) -> PairwiseScore:
 
     ValueError where only one order was asked.
     """
-    if not pairs.two_orders:
+    if pairs.second is None:
         raise ValueError("the verdicts of MT-Bench are those that survive a swap; these pairs have one order only")
     agreed = outcomes(pairs)
     known = ~np.isnan(agreed)

@@ -15,8 +15,9 @@ class Pairs:
 
     first: Floats
     """(n,) P(B is better) as judged with A shown first."""
-    second: Floats
-    """(n,) P(B is better) as judged with B shown first; all NaN where only one order was asked."""
+    second: Floats | None
+    """(n,) P(B is better) as judged with B shown first; None where nobody asked so. An order that was asked and has no
+    verdict at all is NaN, and no half of a pair counts for the whole."""
     prompts: Sequence[str]
     """(n,) names of prompts: comparisons of one prompt depend on each other."""
     length_a: Floats
@@ -29,10 +30,10 @@ class Pairs:
     @property
     def two_orders(self) -> bool:
         """Whether both orders were asked."""
-        return not bool(np.isnan(self.second).all())
+        return self.second is not None
 
     @property
     def preference(self) -> Floats:
         """(n,) mean over the orders that were asked; NaN where one of them has no verdict, for half a pair would carry
         the position's bias."""
-        return (self.first + self.second) / 2 if self.two_orders else self.first
+        return self.first if self.second is None else (self.first + self.second) / 2

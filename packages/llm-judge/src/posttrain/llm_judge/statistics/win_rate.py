@@ -51,8 +51,8 @@ def win_rate(pairs: Pairs) -> WinRate:
 def outcomes(pairs: Pairs) -> Floats:
     """(n,) 1: B wins, 0: A wins, ½: a draw, NaN: no preference. An order says B above ½, A below and neither at it;
     two orders have to say the same."""
-    first, second = verdicts(pairs.first), verdicts(pairs.second)
-    if not pairs.two_orders:
+    first = verdicts(pairs.first)
+    if pairs.second is None:
         return first
-    both = np.where(first == second, first, 0.5)
+    both = np.where(first == verdicts(pairs.second), first, 0.5)
     return np.where(np.isnan(pairs.preference), np.nan, both)
