@@ -328,17 +328,30 @@ def test_money_ends_before_the_request_that_may_exceed_it():
 
 
 def test_identity_is_what_defines_verdicts_and_holds_neither_key_nor_address():
-    _, server, judge = decide(lambda body, n: reply(verdict()))
-    said = json.dumps(judge.identity)
+    _, server, plain = decide(lambda body, n: reply(verdict()))
+    said = json.dumps(plain.identity)
     assert KEY not in said
     assert server.url not in said
-    _, _, other = decide(lambda body, n: reply(verdict()))
+    _, _, judge = decide(lambda body, n: reply(verdict()), sha256="d1")
+    _, _, other = decide(lambda body, n: reply(verdict()), sha256="d1")
     assert judgement_key(judge.identity, GAME) == judgement_key(other.identity, GAME)
     for change in ({"temperature": 1.0}, {"max_tokens": 9}, {"seed": 1}, {"extra": {"reasoning_effort": "low"}}):
-        _, _, changed = decide(lambda body, n: reply(verdict()), **change)
+        _, _, changed = decide(lambda body, n: reply(verdict()), **{"sha256": "d1", **change})
         assert judgement_key(changed.identity, GAME) != judgement_key(judge.identity, GAME)
-    _, _, asked = decide(lambda body, n: reply(verdict("arena_hard")), protocol="arena_hard")
+    _, _, asked = decide(lambda body, n: reply(verdict("arena_hard")), protocol="arena_hard", sha256="d1")
     assert judgement_key(asked.identity, GAME) != judgement_key(judge.identity, GAME)
+
+
+def test_models_of_one_name_are_told_apart_by_their_weights_or_their_servers():
+    judges = [decide(lambda body, n: reply(verdict()), sha256=weights)[2] for weights in ("d1", "d2", None, None)]
+    assert len({judgement_key(judge.identity, GAME) for judge in judges}) == 4
+
+
+def test_a_model_of_openai_has_neither_weights_nor_a_server_in_its_identity(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    judge = ChatJudge(ChatSettings(model="m"), load_protocol("alpaca"), ChatServer(Limits()))
+    assert set(judge.identity) == {"judge", "request", "protocol"}
 
 
 def test_extra_fields_and_what_is_left_out_reach_the_server():

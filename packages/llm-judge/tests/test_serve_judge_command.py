@@ -84,6 +84,8 @@ def test_a_url_is_asked_for_its_model_and_what_key_it_takes(started: list):
         ("other", "scripted", f"{url}/v1"),
     ]
     assert judges["other"].chat.api_key_variable == "OPENAI_API_KEY"
+    # By its weights the judge is the same at another address.
+    assert judges["scripted"].chat.sha256 == judges["other"].chat.sha256 is not None
 
 
 def test_a_file_of_settings_comes_below_the_options(started: list, tmp_path: Path):

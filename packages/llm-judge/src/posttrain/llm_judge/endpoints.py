@@ -81,7 +81,8 @@ def find_endpoint(url: str, model: str | None = None) -> Endpoint:
     if model is not None and model not in names:
         raise RequestError(f"{base} serves no model '{model}' {suggest(model, [entry['id'] for entry in served])}")
     chosen = names[model] if model is not None else served[0]
-    return Endpoint(base, str(chosen["id"]), key, chosen.get("sha256"), variable)
+    digest = chosen["sha256"] if isinstance(chosen.get("sha256"), str) else None
+    return Endpoint(base, str(chosen["id"]), key, digest, variable)
 
 
 def _models(base: str, key: str | None) -> httpx.Response:

@@ -88,10 +88,12 @@ def find_judge(
     model = wish.judge
     url: str | None = None  # then the environment says both
     key: str | None = None
+    sha256: str | None = None
     if is_url(wish.judge):
         endpoint = find_endpoint(wish.judge, wish.model)
         # Never the key of another kind of server.
         model, url, key = endpoint.model, endpoint.base_url, endpoint.api_key or "none"
+        sha256 = endpoint.digest
     elif wish.model:
         raise RequestError(f"--model is for a judge by its address, and --judge {wish.judge} is a model already")
     price = price_of(model)
@@ -104,6 +106,7 @@ def find_judge(
             "max_tokens": wish.max_tokens,
             "seed": wish.seed,
             "extra": dict(wish.extra or {}),
+            "sha256": sha256,
         },
         "the judge",
     )

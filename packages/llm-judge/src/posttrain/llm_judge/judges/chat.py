@@ -8,10 +8,11 @@ from typing import Any
 from pydantic import Field
 
 from posttrain.core.config import Settings
+from posttrain.core.hashing import digest_json
 from posttrain.core.wire import Message
 from posttrain.llm_judge.comparisons import Comparison, Game
 from posttrain.llm_judge.judgements import Decision
-from posttrain.llm_judge.judges.completions import ChatServer, Completion, estimated_tokens
+from posttrain.llm_judge.judges.completions import OPENAI_URL, ChatServer, Completion, estimated_tokens
 from posttrain.llm_judge.protocols import Prompt, Protocol
 
 TOP_LOGPROBS = 5
@@ -32,6 +33,8 @@ class ChatSettings(Settings):
     seed: int | None = None
     extra: dict[str, Any] = Field(default_factory=dict)
     """Further fields of each request, `reasoning_effort` for example."""
+    sha256: str | None = None
+    """Of the model's weights, where its server tells it: other weights may get the same name."""
 
 
 class ChatJudge:
@@ -59,8 +62,14 @@ class ChatJudge:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Model, sampling, what is asked of the server, protocol with its digest."""
-        return {"judge": "chat", "request": self._body, "protocol": self.protocol.identity}
+        """Model, sampling, what is asked of the server, protocol with its digest. Servers other than OpenAI's may call
+        anything by the model's name, so the weights are in it or, where they are not known, a digest of the address."""
+        found: dict[str, Any] = {"judge": "chat", "request": self._body, "protocol": self.protocol.identity}
+        if self.settings.sha256:
+            found["sha256"] = self.settings.sha256
+        elif self.server.url != OPENAI_URL:
+            found["server"] = digest_json(self.server.url)[:16]
+        return found
 
     def expected(self, game: Game) -> tuple[int, int, float | None]:
         """By the length of the texts; the longest answer that is allowed."""

@@ -36,6 +36,7 @@ from posttrain.llm_judge.protocols.verdicts import Token
 log = logging.getLogger(__name__)
 
 KEY_VARIABLE, URL_VARIABLE = "OPENAI_API_KEY", "OPENAI_BASE_URL"
+OPENAI_URL = "https://api.openai.com/v1"
 ATTEMPTS = 8
 """Of one request: with the back-off below about half a minute of waiting, more where the server asks for more."""
 TIMEOUT = 300.0
@@ -105,7 +106,7 @@ class ChatServer:
         attempts: int = ATTEMPTS,
         timeout: float = TIMEOUT,
     ) -> None:
-        url = base_url or os.environ.get(URL_VARIABLE) or "https://api.openai.com/v1"
+        url = base_url or os.environ.get(URL_VARIABLE) or OPENAI_URL
         if not url.startswith(("http://", "https://")):
             raise RequestError(f"the address '{url}' must start with http:// or https://")
         try:

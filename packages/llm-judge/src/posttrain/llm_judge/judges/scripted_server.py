@@ -22,6 +22,7 @@ from posttrain.core.asgi import Receive, Scope, Send
 from posttrain.core.config import Settings
 from posttrain.core.errors import RequestError
 from posttrain.core.files import disk_errors
+from posttrain.core.hashing import digest_json
 from posttrain.core.wire import Message, error_body
 from posttrain.llm_judge.judges.qualities import Quality
 from posttrain.llm_judge.judges.script import Script
@@ -108,7 +109,10 @@ class ScriptedServer:
             case "POST", "/v1/chat/completions":
                 return await self._complete(await _body(receive), began)
             case "GET", "/v1/models":
-                return {"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "posttrain"}]}
+                # What decides its verdicts, as weights do: at another port it is the same judge.
+                sha256 = digest_json([self.script.definition(), self.quality.name])
+                model = {"id": MODEL, "object": "model", "owned_by": "posttrain", "sha256": sha256}
+                return {"object": "list", "data": [model]}
             case "GET", "/livez" | "/readyz":
                 return {"status": "ok"}
         raise Refused(404, f"there is no {scope['method']} {scope['path']}")

@@ -94,10 +94,15 @@ def parse_judges(given: list[str]) -> dict[str, Any]:
     for text in given:
         named = None if is_url(text) else _NAMED.fullmatch(text)
         name, what = named.groups() if named else (None, text)
-        chat = {"model": what}
+        chat: dict[str, Any] = {"model": what}
         if is_url(what):
             found = find_endpoint(what)
-            chat = {"model": found.model, "base_url": found.base_url, "api_key_variable": found.key_variable}
+            chat = {
+                "model": found.model,
+                "base_url": found.base_url,
+                "api_key_variable": found.key_variable,
+                "sha256": found.digest,
+            }
         name = name or chat["model"]
         if name in judges:
             raise RequestError(f"judge '{name}' is given twice; choose another name (NAME={what})")
