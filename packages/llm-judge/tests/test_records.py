@@ -174,7 +174,7 @@ def test_score_on_the_annotations_gives_the_same_rates_and_they_fill_another_sto
     of = played(protocol, comparisons, labels)
     record = record_of(of, judge(protocol), SIDES)
     path = write_record(tmp_path, of, record)
-    assert (path, read_record(path)) == (tmp_path / f"{record['id']}.json", record)
+    assert (path, read_record(path)) == (tmp_path / f"{record['id']}.json", record | {"earlier": []})
     assert cli.run(["judge", "score", str(annotations_of(path)), "--json"]) == 0
     scored = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {name: scored[name] for name in record["rates"] if name != "p_value"} == {
@@ -200,6 +200,9 @@ def test_the_same_question_has_the_same_id_and_no_other():
     def id_of(comparisons=FOUR, sides=SIDES, protocol=ALPACA, replicates=1, **more):
         return record_id(Match(comparisons, protocol, replicates), judge(protocol), sides, **more)
 
+    def labelled(**more):
+        return [FOUR[0].model_copy(update=more), *FOUR[1:]]
+
     swapped = [
         one.model_copy(update={"answers_a": one.answers_b, "answers_b": one.answers_a, "generator_a": "old"})
         for one in FOUR
@@ -214,8 +217,26 @@ def test_the_same_question_has_the_same_id_and_no_other():
         id_of(replicates=2),
         id_of(stop_when_clear=True),
         id_of(FOUR[::-1], stop_when_clear=True),
+        id_of(difficulties={"question 1, turn 1": 1.0}),
+        id_of(difficulties={"question 1, turn 1": 2.0}),
+        id_of(labelled(human=1.0)),
+        id_of(labelled(category="y")),
     ]
     assert len(set(different)) == len(different)
+
+
+def test_what_an_earlier_run_of_the_same_question_took_is_not_lost(tmp_path):
+    of = played(ALPACA, FOUR, LABELS)
+    first = record_of(of, judge(ALPACA), SIDES)
+    path = write_record(tmp_path, of, first)
+    assert read_record(path)["earlier"] == []
+    again = {**first, "spent": {"cost": 0.0}, "games": {"asked": 0}, "created": "later"}
+    for _ in range(2):
+        write_record(tmp_path, of, again)
+    record = read_record(path)
+    assert record["spent"] == {"cost": 0.0}
+    assert [one["created"] for one in record["earlier"]] == [first["created"], "later"]
+    assert (record["earlier"][0]["spent"], record["earlier"][0]["games"]) == (first["spent"], first["games"])
 
 
 def test_the_digest_of_annotations_knows_keys_and_values_in_any_order():

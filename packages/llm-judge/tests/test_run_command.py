@@ -272,6 +272,13 @@ def test_human_labels_and_difficulties_in_the_prompts(run, judge):
     assert record["rates"]["bias"]["human"]["share"]["value"] == pytest.approx(2 / 3)
     assert "agreement with people" in said
     assert record["rates"]["length_controlled_win_rate"] is not None
+    assert record["drawn"] == {"prompts": "prompts.jsonl", "difficulty": None, "limit": None, "seed": 0}
+    for row in prompts:
+        del row["difficulty"]
+    write_jsonl(Path("prompts.jsonl"), prompts)
+    _, plain, _ = run(a, b, "--judge", judge, "--prompts", "prompts.jsonl")
+    assert plain["rates"]["length_controlled_win_rate"] is None
+    assert read_json(Path(record["record"]))["rates"]["length_controlled_win_rate"] is not None
 
 
 def policy(prefix="So: "):
@@ -289,6 +296,10 @@ def test_answers_of_a_served_model_are_generated_once(run, judge):
         assert len(stub.asked) == 6
         assert stub.asked[0].items() >= {"model": "policy", "max_tokens": 512, "temperature": 0.0}.items()
         assert "seed" not in stub.asked[0]
+        made_by = record["b"]["made_by"]
+        assert made_by["model"] == {"url": f"{url}/v1", "model": "policy", "sha256": None}
+        assert made_by["sampling"] == {"max_new_tokens": 512, "temperature": 0.0}
+        assert record["a"]["made_by"] is None
         _, again, said = run(a, url, "--judge", judge)
         assert "policy: all answers are in" in said
         assert (len(stub.asked), again["id"]) == (6, record["id"])

@@ -6,6 +6,7 @@ A checkpoint is `posttrain serve policy` in a process of its own, which is start
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from posttrain.core.errors import WorkError
 from posttrain.core.metrics import Progress
@@ -31,10 +32,13 @@ class Answering:
         """`folder`: of kept answers, and of the logs of servers that are started."""
         self._folder, self._settings, self._concurrency = folder, settings, concurrency
 
+    def made_by(self, one: Contestant) -> dict[str, Any]:
+        """What tells a model's answers under these settings from all others."""
+        return {"version": ANSWERS_VERSION, "model": one.model, "sampling": self._settings.definition()}
+
     def kept(self, one: Contestant) -> AnswerFile:
         """The file of a model's answers under these settings."""
-        identity = {"version": ANSWERS_VERSION, "model": one.model, "sampling": self._settings.definition()}
-        return AnswerFile(self._folder, identity, one.side.name)
+        return AnswerFile(self._folder, self.made_by(one), one.side.name)
 
     def to_generate(self, one: Contestant, prompts: Sequence[Prompt]) -> list[Prompt]:
         """Those of the prompts that a model has to answer yet, each text once."""

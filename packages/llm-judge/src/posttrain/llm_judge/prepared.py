@@ -6,7 +6,7 @@ of them, whatever order the files have.
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from posttrain.core.errors import RequestError
@@ -54,9 +54,13 @@ class Prepared:
     notes: Sequence[str]
     """What people have to know of the files, a sentence each."""
 
-    @property
-    def sides(self) -> Sides:
-        return self.a.side, self.b.side
+    def sides(self, answering: Answering) -> Sides:
+        """Both, those of models with how their answers are made."""
+        a, b = (
+            one.side if one.side.kind == "file" else replace(one.side, made_by=answering.made_by(one))
+            for one in (self.a, self.b)
+        )
+        return a, b
 
     def match(self, answering: Answering, protocol: Protocol | None, replicates: int) -> Match:
         """What is to be judged; answers that a model has not given yet are generated, as `Answering` says."""

@@ -21,7 +21,7 @@ from posttrain.core.files import atomic_write_json, read_json, write_jsonl
 from posttrain.core.hashing import digest_json
 from posttrain.core.statistics import paired_difference
 from posttrain.llm_judge import __version__
-from posttrain.llm_judge.annotations import Annotations, tabulate
+from posttrain.llm_judge.annotations import Annotations, instruction, tabulate
 from posttrain.llm_judge.comparisons import Comparison
 from posttrain.llm_judge.exchange import annotator_name, rows
 from posttrain.llm_judge.judgements import Judge, Judgement, judgement_keys
@@ -41,18 +41,32 @@ class Side:
     """`given`: the answers came with the request."""
     where: str | None = None
     """The path or the address."""
+    made_by: Mapping[str, Any] | None = None
+    """Of answers that were generated for the match: the model with its weights and how it was sampled from."""
 
 
 Sides = tuple[Side, Side]
 
 
-def record_id(match: Match, judge: Judge, sides: Sides, *, stop_when_clear: bool = False) -> str:
+def record_id(
+    match: Match,
+    judge: Judge,
+    sides: Sides,
+    *,
+    difficulties: Mapping[str, float] | None = None,
+    stop_when_clear: bool = False,
+) -> str:
     """Twelve hex digits that stand for what was asked: the names of both sides, all texts of every game, the judge with
-    its protocol. Where the match may stop early the order of the games is in it."""
+    its protocol, and what rates are made of besides: categories, human labels, difficulties. Where the match may stop
+    early the order of the games is in it."""
     games = match.games()
-    asked = [[game.order, key] for game, key in zip(games, judgement_keys(judge.identity, games), strict=True)]
+    asked = [
+        [game.order, key, game.comparison.category, game.comparison.human, (difficulties or {}).get(instruction(game))]
+        for game, key in zip(games, judgement_keys(judge.identity, games), strict=True)
+    ]
     names = [side.name for side in sides]
-    return digest_json([names, stop_when_clear, asked if stop_when_clear else sorted(asked)])[:12]
+    # By their text: a number and None have no order.
+    return digest_json([names, stop_when_clear, asked if stop_when_clear else sorted(asked, key=str)])[:12]
 
 
 def record_of(
@@ -61,10 +75,11 @@ def record_of(
     sides: Sides,
     *,
     difficulties: Mapping[str, float] | None = None,
+    drawn: Mapping[str, Any] | None = None,
     stop_when_clear: bool = False,
 ) -> dict[str, Any]:
     """What is to be said of a match, as JSON. `difficulties` of the instructions, for the length-controlled rate;
-    `stop_when_clear` as `play` was told.
+    `drawn`, from where the prompts are and how they were drawn, is kept as it is; `stop_when_clear` as `play` was told.
 
     `rates`: `scores` with `p_value`, two-sided, of a win rate of ½; null where no pair has a verdict, as with grades.
     `score`: `protocol_score`. `power`: `sensitivity`, in shares. `sequential`, where the match may stop early: after
@@ -86,11 +101,12 @@ def record_of(
     said = [judgement for judgement, _ in played.judged]
     return as_json(
         {
-            "id": record_id(match, judge, sides, stop_when_clear=stop_when_clear),
+            "id": record_id(match, judge, sides, difficulties=difficulties, stop_when_clear=stop_when_clear),
             "a": _side(sides[0], match.comparisons, "answers_a"),
             "b": _side(sides[1], match.comparisons, "answers_b"),
             "judge": {"name": annotator_name(judge.identity), "identity": dict(judge.identity)},
             "protocol": match.protocol.identity if match.protocol else None,
+            "drawn": dict(drawn) if drawn else None,
             "replicates": match.replicates,
             "prompts": len({comparison.prompt_id for comparison in match.comparisons}),
             "comparisons": len(match.comparisons),
@@ -128,12 +144,16 @@ def record_of(
 
 
 def write_record(folder: Path, played: Played, record: Mapping[str, Any]) -> Path:
-    """Writes a record and its annotations into `folder`; the record's path. ValueError for an unfinished match."""
+    """Writes a record and its annotations into `folder`; the record's path. ValueError for an unfinished match.
+
+    Where the same question has a record already, what that run took stands in `earlier` of the new one, a row a run.
+    """
     if not record["finished"]:
         raise ValueError(f"the match {record['id']} is not finished, and has no record")
     path = Path(folder) / f"{record['id']}.json"
+    earlier = _earlier(path)
     write_jsonl(annotations_of(path), rows(played.judged))
-    atomic_write_json(path, record)
+    atomic_write_json(path, {**record, "earlier": earlier})
     return path
 
 
@@ -198,6 +218,16 @@ def _stopped(sequential: Mapping[str, Any]) -> str:
         "because it looks good is too far from 50 %, and its standard error does not know. What holds is the interval "
         f"from {low:.1f} to {high:.1f} %."
     )
+
+
+def _earlier(path: Path) -> list[dict[str, Any]]:
+    """When runs of the same question before this one were, and what they took; the oldest first."""
+    try:
+        before = read_record(path)
+    except RequestError:  # there is none, or a file that is to be replaced by one
+        return []
+    took = {name: before.get(name) for name in ("created", "git_commit", "games", "spent")}
+    return [*before.get("earlier", []), took]
 
 
 def _side(side: Side, comparisons: Sequence[Comparison], answers: str) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def run(
     from posttrain.llm_judge.playing import expect, play_match, unfinished
     from posttrain.llm_judge.prepared import MatchWish, prepare
     from posttrain.llm_judge.prices import find_price
-    from posttrain.llm_judge.records import record_of, write_record
+    from posttrain.llm_judge.records import read_record, record_of, write_record
 
     sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     generation = validate(Generation, sampling, "judge run")
@@ -180,9 +180,19 @@ def run(
         return
     match = ready.match(answering, asked, replicates)
     played, opened = play_match(match, opener, limits, kept, stop_when_clear=stop_when_clear)
-    record = record_of(played, opened, ready.sides, difficulties=difficulties, stop_when_clear=stop_when_clear)
+    files = {"prompts": str(prompts) if prompts else None, "difficulty": str(difficulty) if difficulty else None}
+    record = record_of(
+        played,
+        opened,
+        ready.sides(answering),
+        difficulties=difficulties,
+        drawn={**files, "limit": limit, "seed": seed},
+        stop_when_clear=stop_when_clear,
+    )
     path = write_record(runs, played, record) if record["finished"] else None
-    if path is None:
+    if path:
+        record = read_record(path)
+    else:
         done, total = played.report.tally.done - played.report.tally.failed, played.report.tally.total
         record["warnings"].append(f"Not finished: {done} of {total} games are judged. There is no record of this.")
     _tell(record, path, as_json)
