@@ -330,6 +330,9 @@ def test_a_reward_source_judges_without_a_protocol(tmp_path: Path):
             # The service need not be started again for another model behind the same name.
             reward.digest = "d2"
             assert judged(client, item(output_1="a", output_2="bb"), judge="rm")["identity"]["digest"] == "d2"
+            # Nor told what is a verifier.
+            reward.digest = "1"
+            assert judged(client, item(output_1="a", output_2="bbb"), judge="rm")["comparisons"][0]["preference"] == 1.0
             wrong = refused(client, 500, {"comparisons": [item()], "judge": "gone"})
             assert wrong["code"] == "judge_refused"
             assert address not in wrong["message"]

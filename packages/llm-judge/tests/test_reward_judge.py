@@ -135,6 +135,10 @@ def test_identity_has_the_digest_and_an_unknown_source_is_told(service):
     judge = RewardJudge(RewardClient(URL), "rm", "verifier")
     assert judge.identity == {"judge": "reward", "source": "rm", "digest": "d1", "scale": "verifier"}
     assert judge.expected(game("a", "b")) == (0, 0, 0.0)
+    # Unless told, by what it is: a verifier's version is a number.
+    assert RewardJudge(RewardClient(URL), "rm").scale == "model"
+    service.digest = "3"
+    assert RewardJudge(RewardClient(URL), "rm").scale == "verifier"
     with pytest.raises(RequestError, match=r"no source 'rn' \(choose from: rm\)"):
         RewardJudge(RewardClient(URL), "rn")
 

@@ -122,10 +122,7 @@ def _open_reward(wish: JudgeWish, stack: ExitStack) -> RewardJudge:
     else:
         url = wish.reward_url or os.environ["REWARD_URL"]
     client = stack.enter_context(closing(RewardClient(url, patience=PATIENCE)))
-    source = wish.source or DEFAULT_SOURCE
-    # Verifiers have a number for their version, models and functions a digest.
-    plain = client.sources().get(source, "").isdecimal()
-    return RewardJudge(client, source, wish.scale or ("verifier" if plain else "model"))
+    return RewardJudge(client, wish.source or DEFAULT_SOURCE, wish.scale)
 
 
 def _refuse(wish: JudgeWish, kind: str, options: Mapping[str, Any]) -> None:

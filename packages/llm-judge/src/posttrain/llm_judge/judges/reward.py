@@ -32,14 +32,16 @@ Scale = Literal["model", "verifier"]
 class RewardJudge:
     """Judges by one source of a reward service; to be used in one event loop.
 
-    RequestError when the service has no such source. JudgeRefused once the source is another than it was at the start.
+    `scale` of None: `scale_of` what the service says of the source. RequestError when it has no such source. JudgeRefused
+    once the source is another than it was at the start.
     """
 
-    def __init__(self, client: RewardClient, source: str, scale: Scale = "model") -> None:
+    def __init__(self, client: RewardClient, source: str, scale: Scale | None = None) -> None:
         digests = client.sources()
         if source not in digests:
             raise RequestError(f"{client.url} has no source '{source}' {suggest(source, digests)}")
-        self.source, self.scale, self.digest = source, scale, digests[source]
+        self.source, self.digest = source, digests[source]
+        self.scale: Scale = scale or scale_of(self.digest)
         self._client = client
         # The client waits in its own thread; two, so that one request is read while another is scored.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="reward")
@@ -130,6 +132,12 @@ class RewardJudge:
             WorkError(f"source '{self.source}' failed on an answer: {why[index]}") if index in why else row[self.source]
             for index, row in enumerate(result.scores)
         ]
+
+
+def scale_of(version: str) -> Scale:
+    """How the scores of a source are read, by what the reward service tells of it: a verifier has a number for its
+    version, models and functions a digest."""
+    return "verifier" if version.isdecimal() else "model"
 
 
 def verdict(scores: Sequence[float], scale: Scale) -> tuple[str, float]:
