@@ -81,6 +81,29 @@ def test_position_log_odds_of_probabilities_weigh_pairs_by_hand():
     assert found.value == pytest.approx(4 / 7 * math.log(2))
 
 
+def test_a_game_of_probability_one_counts_as_the_surest_of_the_others():
+    # Pairs of (mean log-odds, shift): (0, 0) of weight 1/4, and with 1 taken for 999/1000 (½ ln 999, ½ ln 999).
+    odds = math.sqrt(999)
+    weight = odds / (1 + odds) ** 2
+    found = position_log_odds([0.5, 0.5, 0.999], [0.5, 1.0, 0.999], "pqr")
+    assert found.value == pytest.approx(weight * math.log(odds) / (0.25 + weight + 0.999 * 0.001))
+    # Where no other is as sure as 99 in 100, for 99/100.
+    assert position_log_odds([0, 0.6], [1, 0.6], "pq").value == pytest.approx(math.log(99) * 0.25 / (0.25 + 0.24))
+    # The difference of 1e-20 from 0 is known, that of 1 − 1e-20 from 1 is not.
+    assert position_log_odds([1e-20], [1e-20], "p").value == 0
+
+
+def test_one_certain_game_among_thousands_does_not_move_the_position_bias():
+    rng = np.random.default_rng(1)
+    own, noise = rng.normal(size=2000), 2 * rng.normal(size=(2, 2000))
+    first, second = 1 / (1 + np.exp(-(own + noise + [[-0.5], [0.5]])))
+    without = position_log_odds(first, second, range(2000))
+    second[np.argmax(second)] = 1.0
+    found = position_log_odds(first, second, range(2000))
+    assert found.value == pytest.approx(without.value, abs=0.001)
+    assert found.interval[0] < 0.5 < found.interval[1]
+
+
 def test_position_log_odds_of_verdicts_are_half_of_mcnemars():
     # 9 pairs went twice to the first, 3 twice to the second: ½ ln 3, with error ½ √(1/9 + 1/3).
     first, second = [0] * 9 + [1] * 3 + [1] * 88, [1] * 9 + [0] * 3 + [1] * 88

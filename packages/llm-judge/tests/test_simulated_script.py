@@ -2,6 +2,7 @@
 is found, and the length-controlled rate is what it would have said without its taste for length."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,15 +58,21 @@ def test_equal_models_are_told_apart_in_5_percent_of_the_matches(kind):
     assert all(0.035 <= share <= 0.065 for share in shares.values()), shares
 
 
-@pytest.mark.parametrize("noise", [0.3, 1.5])
-def test_the_position_bias_lies_in_its_interval_whatever_the_noise_of_the_games(noise):
+@pytest.mark.parametrize(("noise", "unlisted"), [(0.3, 0.0), (1.5, 0.0), (1.5, 0.001), (1.5, 0.02)])
+def test_the_position_bias_lies_in_its_interval_whatever_the_noise_of_the_games(noise, unlisted):
+    """Also where the probability of a label is so small that the server does not list it, which makes it 0."""
     script, rng = BIASED.model_copy(update={"noise": noise}), np.random.default_rng(33)
-    found = [
-        bias_report(scripted_pairs(rng, script, PROMPTS, comparisons=2, of_prompt=1.0)[0]).position_log_odds.interval
-        for _ in range(MATCHES)
-    ]
-    # The script's is towards the second, the report's towards the first.
-    assert 0.93 <= np.mean([low <= -script.position_bias <= high for low, high in found]) <= 0.97
+    inside = []
+    for _ in range(MATCHES):
+        pairs, _ = scripted_pairs(rng, script, PROMPTS, comparisons=2, of_prompt=1.0)
+        first, second = (
+            np.where(games < unlisted, 0.0, np.where(games > 1 - unlisted, 1.0, games))
+            for games in (pairs.first, pairs.second)
+        )
+        low, high = bias_report(replace(pairs, first=first, second=second)).position_log_odds.interval
+        # The script's is towards the second, the report's towards the first.
+        inside.append(low <= -script.position_bias <= high)
+    assert 0.93 <= np.mean(inside) <= 0.97
 
 
 @pytest.mark.parametrize("better", [0.0, 0.7])

@@ -18,6 +18,11 @@ from posttrain.llm_judge.statistics.pairs import Floats, Pairs
 CONSISTENCY = 0.6
 """Below this position consistency a rate comes with a warning. A coin has 50 %; GPT-4 as MT-Bench's judge had 65 %,
 GPT-3.5 46 % (Zheng et al. 2023, table 2)."""
+VERDICTS = (0, 0.5, 1)
+"""All that a judge without probabilities says."""
+SURE = 0.99
+"""How sure a game of probability 0 or 1 is at least taken to be: such a judge's other label is not even among the
+likeliest tokens."""
 
 
 @dataclass(frozen=True)
@@ -88,16 +93,21 @@ def position_log_odds(first: ArrayLike, second: ArrayLike, prompts: Sequence[Has
 
     From probabilities, half the difference of the log-odds, averaged with weights p (1 − p) at the pair's mean
     log-odds, by which the all but certain count little. Noise of the single games leaves it where it is: given the sum
-    of two alike and independent ones, neither is the larger on average.
+    of two alike and independent ones, neither is the larger on average. A game of probability 0 or 1, whose log-odds
+    nobody knows, counts as one as sure as the surest of the others, at least `SURE`: what is beyond that is cut off
+    (a Winsorised mean), which errs towards 0 rather than away from it.
 
-    Where a judge is certain, as verdicts are, ½ ln(Σ (1 − first) · second / Σ first · (1 − second)): in each pair these
-    two have the ratio e^{2δ}, whatever the pair's own log-odds (the Mantel–Haenszel estimator with a stratum a pair;
-    for verdicts of 0 and 1, half the log of McNemar's odds ratio). Here noise of the games makes δ smaller, as it does
-    all log-odds of verdicts. Infinite where all disagreements point to the same position, NaN where there are none.
+    Of a judge who says `VERDICTS` alone, ½ ln(Σ (1 − first) · second / Σ first · (1 − second)): in each pair these two
+    have the ratio e^{2δ}, whatever the pair's own log-odds (the Mantel–Haenszel estimator with a stratum a pair; for
+    verdicts of 0 and 1, half the log of McNemar's odds ratio). Here noise of the games makes δ smaller, as it does all
+    log-odds of verdicts. Infinite where all disagreements point to the same position, NaN where there are none.
     """
     f, s = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    if len(f) and (np.minimum(f, s) > 0).all() and (np.maximum(f, s) < 1).all():
-        own, shift = (logit(s) + logit(f)) / 2, (logit(s) - logit(f)) / 2
+    if not np.isin([f, s], VERDICTS).all():
+        log_odds = logit([f, s])
+        surest = max(float(logit(SURE)), float(np.abs(log_odds[np.isfinite(log_odds)]).max()))
+        of_first, of_second = np.clip(log_odds, -surest, surest)
+        own, shift = (of_second + of_first) / 2, (of_second - of_first) / 2
         weight = expit(own) * expit(-own)
         value = float(weight @ shift / weight.sum())
         return linearised(value, weight * (shift - value) / weight.mean(), prompts)
