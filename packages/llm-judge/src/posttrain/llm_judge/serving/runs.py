@@ -54,6 +54,8 @@ class Run:
     rates: dict[str, Any] | None = None
     """The last ones that were asked for while it is played, and the monotonic time of that."""
     rated: float = -RATES_EVERY
+    cancelled: bool = False
+    """Somebody wants it to begin nothing more, even if that is not written down yet."""
     changed: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while it ends: nothing may come between its files and its summary."""
 
@@ -126,6 +128,8 @@ class Runs:
     async def cancel(self, id: str) -> RunAnswer:
         """Begins no game of a run any more; one that has ended stays as it is. UnknownRun where there is none."""
         run = self._run(id)
+        # Before anything is waited for: its match may be about to begin.
+        run.cancelled = True
         async with run.changed:
             if run.summary.state in ("queued", "running"):
                 if run.contest:
@@ -194,7 +198,7 @@ class Runs:
             drawn_by = run.summary.id if wanted.request.stop_when_clear else None
             contest = self._judging.contest(wanted, expected=run.identity, kept=run.files, drawn_by=drawn_by)
             # Else it was cancelled meanwhile, or the service is being ended.
-            if run.summary.state == "running" and not self._stopping:
+            if not run.cancelled and not self._stopping:
                 run.contest = contest
                 await self._judging.begin(contest)
             error = _why_unfinished(contest)
