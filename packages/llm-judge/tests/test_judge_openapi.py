@@ -56,9 +56,14 @@ def test_every_answer_is_one_that_the_description_has(url: str, mode: Generation
         if mode is GenerationMode.POSITIVE or operation.body:
             check()
     assert {("/judge", 400), ("/runs", 400)} <= answered
-    if mode is GenerationMode.POSITIVE:
-        assert ("/runs", 202) in answered
-        assert ("/judge", 200) in answered
+
+
+@pytest.mark.parametrize(("path", "status"), [("/judge", 200), ("/runs", 202)])
+def test_the_answer_to_a_request_that_is_taken_is_as_described(url: str, path: str, status: int):
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json", headers=KEY)
+    body = {"comparisons": [{"instruction": "Name a prime number.", "output_1": "Four.", "output_2": "Seven."}]}
+    case = schema[path]["POST"].Case(body=body, media_type="application/json")
+    assert case.call_and_validate(headers=KEY).status_code == status
 
 
 def test_references_of_the_description_lead_somewhere(tmp_path: Path):
