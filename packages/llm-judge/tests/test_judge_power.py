@@ -39,6 +39,22 @@ def test_a_rate_of_one_half_asks_for_no_number_of_prompts():
     assert sensitivity([1, 0, 1, 0], list("pqrs")).prompts_needed is None
 
 
+def test_too_few_prompts_show_no_rate_beyond_all_and_nothing():
+    # Means 1 and ½: a standard deviation of √2/4, so 2.8016 / 4 = 0.70 beyond ½.
+    found = sensitivity([1, 0.5], ["p", "q"])
+    assert found.difference == pytest.approx(2.8016 / 4, abs=1e-4)
+    assert found.sentence.startswith("With 2 prompts no true win rate, not even 100 %, would be found in four of five")
+    # (2.8016 · 0.35355 / 0.5)² = 3.92.
+    assert found.sentence.endswith("It takes 4 at least.")
+
+
+def test_prompts_that_prefer_alike_have_no_spread_to_say_anything_from():
+    found = sensitivity([0.5] * 24, list(range(24)))
+    assert found.difference == 0
+    assert found.sentence.startswith("All of these 24 prompts have the same preference")
+    assert "points" not in found.sentence
+
+
 def test_prompts_that_are_needed_find_the_difference_in_four_of_five():
     rng, n = np.random.default_rng(1), prompts_needed(0.08)
     half = np.full(n, 0.5)

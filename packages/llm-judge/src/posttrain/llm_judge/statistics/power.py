@@ -7,7 +7,7 @@ is what to plan with before anything was judged; ties and both orders make it le
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from math import ceil, sqrt
+from math import ceil, isclose, sqrt
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,6 +16,8 @@ from posttrain.core.statistics import clustered_mean, items_needed, minimum_dete
 
 LARGEST_SPREAD = 0.5
 """Standard deviation of a fair coin: no value in [0, 1] of mean ½ varies more."""
+MOST = 0.5
+"""The difference from ½ of a win rate of 0 or 1."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,16 @@ class Sensitivity:
     @property
     def sentence(self) -> str:
         """For under a rate."""
+        if isclose(self.standard_deviation, 0, abs_tol=1e-9):
+            return (
+                f"All of these {self.prompts:,} prompts have the same preference: without a spread nothing is known of "
+                "what so many can show. It takes prompts that differ."
+            )
+        if self.difference > MOST:
+            return (
+                f"With {self.prompts:,} prompts no true win rate, not even 100 %, would be found in four of five such "
+                f"comparisons (two-sided 5 %). It takes {prompts_needed(MOST, self.standard_deviation):,} at least."
+            )
         found = (
             f"With {self.prompts:,} prompts a true win rate {100 * self.difference:.1f} points from 50 % would be "
             "found in four of five such comparisons (two-sided 5 %), a smaller difference is missed more often."
