@@ -281,6 +281,31 @@ def test_human_labels_and_difficulties_in_the_prompts(run, judge):
     assert read_json(Path(record["record"]))["rates"]["length_controlled_win_rate"] is not None
 
 
+def test_difficulties_of_conversations_are_of_each_turn_that_is_judged(run, judge):
+    asked = [{"questions": [f"Say {number}.", "And again?"], "difficulty": number % 4} for number in range(12)]
+    for name, words in (("old", [1] * 12), ("new", [1, 3, 2, 5] * 3)):
+        texts = [f"Of quality {number % 3 if name == 'new' else 1}" + " so" * words[number] for number in range(12)]
+        rows = [{**each, "outputs": [text, text]} for each, text in zip(asked, texts, strict=True)]
+        write_jsonl(Path(f"{name}.jsonl"), rows)
+    status, record, said = run("old.jsonl", "new.jsonl", "--judge", judge, "--protocol", "mt_bench")
+    assert (status, record["comparisons"], record["rates"]["n_total"]) == (0, 12, 24)
+    assert "difficulties are not known" not in said
+    assert record["rates"]["length_controlled_win_rate"] is not None
+
+
+def test_two_difficulties_of_one_instruction_are_refused(run, judge):
+    rows = [
+        {"questions": ["Say it.", f"And {number}?"], "difficulty": number, "outputs": ["quality 1", "quality 2"]}
+        for number in range(2)
+    ]
+    for name in ("old", "new"):
+        write_jsonl(Path(f"{name}.jsonl"), rows)
+    status, _, said = run("old.jsonl", "new.jsonl", "--judge", judge, "--protocol", "mt_bench")
+    assert status == 2
+    assert "the prompts give 'Say it.' two difficulties, " in said
+    assert requests() == 0
+
+
 def policy(prefix="So: "):
     return StubServer(lambda body: prefix + body["messages"][-1]["content"] + f" quality {len(body['messages'])}")
 

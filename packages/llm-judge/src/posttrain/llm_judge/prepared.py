@@ -94,7 +94,7 @@ class Prepared:
 
     def difficulties(self, path: Path | None, protocol: Protocol | None) -> Mapping[str, float] | None:
         """Those of the file, or those that the prompts carry, if all do; None where there are none. RequestError where
-        the file lacks one, or there is nothing that difficulties could be for."""
+        the file lacks one, the prompts have two for one, or there is nothing that difficulties could be for."""
         if path:
             if protocol and protocol.template.shows == "one":
                 raise RequestError(f"--difficulty is for win rates, and the protocol {protocol.name} has none")
@@ -102,8 +102,17 @@ class Prepared:
             instructions = [text for prompt in self.prompts for text in _instructions(prompt, protocol)]
             difficulties_of(instructions, known, path)
             return known
-        carried = {prompt.instruction: prompt.difficulty for prompt in self.prompts if prompt.difficulty is not None}
-        return carried if len(carried) == len({prompt.instruction for prompt in self.prompts}) else None
+        carried: dict[str, float] = {}
+        for prompt in self.prompts:
+            if prompt.difficulty is None:
+                return None
+            for text in _instructions(prompt, protocol):
+                if carried.setdefault(text, prompt.difficulty) != prompt.difficulty:
+                    raise RequestError(
+                        f"the prompts give {text!r:.80} two difficulties, {carried[text]:g} and {prompt.difficulty:g}; "
+                        "give it one, or all of them with --difficulty"
+                    )
+        return carried
 
     def _match(
         self, of_a: Mapping[int, Answer], of_b: Mapping[int, Answer], protocol: Protocol | None, replicates: int
