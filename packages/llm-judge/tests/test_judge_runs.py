@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from posttrain.llm_judge.judges.script import Script
 from posttrain.llm_judge.records import read_record
 from posttrain.llm_judge.serving import runs as module
 from posttrain.llm_judge.serving.requests import RunRequest, parse
+from posttrain.llm_judge.serving.run_files import RunFiles
 
 sys.path.insert(0, str(Path(__file__).parent))
 from judge_service import Policy, Reward, Scripted, item, items, judged, refused, served, service, settings, wait
@@ -183,6 +185,41 @@ def test_a_cancelled_run_begins_nothing_more_and_the_same_request_goes_on(waitin
         assert (done["state"], done["progress"]["stored"]) == ("done", 6)
         assert cancelled(client, running)["state"] == "done"
     assert scripted.answered == 20
+
+
+def test_a_run_that_is_cancelled_before_its_match_has_begun_asks_nothing(url, scripted, tmp_path, monkeypatch):
+    def slowed(name: str, seconds: float) -> None:
+        plain = getattr(RunFiles, name)
+        monkeypatch.setattr(RunFiles, name, lambda *given: (time.sleep(seconds), plain(*given))[1])
+
+    # The match would begin while the end is being written down.
+    slowed("request", 0.3)
+    slowed("end", 0.6)
+    with service(settings(tmp_path, url)) as client:
+        run = cancelled(client, submitted(client, items(10))["id"])
+        assert run["state"] == "cancelled"
+        wait(lambda: not client.app.app.state.runs._workers, "it has ended")
+        assert run_of(client, run["id"])["state"] == "cancelled"
+    assert scripted.asked == 0
+
+
+def test_what_was_in_flight_when_a_run_was_cancelled_counts_once_it_is_there(waiting, monkeypatch):
+    monkeypatch.setattr(asking, "GRACE", 10.0)
+    scripted, options = waiting
+    with service(options()) as client:
+        id = submitted(client, items(10))["id"]
+        after_six(client, id)
+        wait(lambda: scripted.at_once == 2, "two are in flight")
+        told = cancelled(client, id)
+        assert (told["state"], told["progress"]["asked"]) == ("cancelled", 6)
+        scripted.last = 8
+        wait(lambda: not client.app.app.state.runs._workers, "it has ended")
+        run = run_of(client, id)
+        assert (run["state"], run["progress"]["asked"], run["rates"]["n_total"]) == ("cancelled", 8, 4)
+        assert run["cost"] == pytest.approx(run["progress"]["cost"])
+        assert run["cost"] > told["cost"]
+    with service(options()) as client:
+        assert run_of(client, id) == run
 
 
 def test_a_run_that_is_asked_for_again_while_it_ends_is_played_again(waiting):

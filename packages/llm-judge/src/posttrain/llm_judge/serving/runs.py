@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from posttrain.core.errors import PosttrainError, RequestError
 from posttrain.core.files import disk_errors
-from posttrain.llm_judge.records import record_of, write_record
+from posttrain.llm_judge.records import read_record, record_of, write_record
 from posttrain.llm_judge.serving.answers import Progress, RunAnswer, RunSummary, State
 from posttrain.llm_judge.serving.contest import Contest, Overloaded
 from posttrain.llm_judge.serving.discreet import log_place
@@ -112,7 +112,6 @@ class Runs:
                 if waiting >= self._settings.max_queued_runs:
                     raise Overloaded(f"{waiting} runs wait already; come again later")
                 run = await (self._create(id, wanted, identity) if run is None else self._begin_again(run))
-                self._runs[id] = run
                 self._enqueue(run)
         return await self._told(run)
 
@@ -126,7 +125,8 @@ class Runs:
         return [run.summary for run in newest[:limit]]
 
     async def cancel(self, id: str) -> RunAnswer:
-        """Begins no game of a run any more; one that has ended stays as it is. UnknownRun where there is none."""
+        """Begins no game of a run any more; what is in flight still arrives and counts. One that has ended stays as it
+        is. UnknownRun where there is none."""
         run = self._run(id)
         # Before anything is waited for: its match may be about to begin.
         run.cancelled = True
@@ -137,6 +137,7 @@ class Runs:
                 if run in (queue := self._queues.get(run.summary.judge, deque())):
                     queue.remove(run)
                 await self._end(run, "cancelled")
+                run.rated = -RATES_EVERY
         return await self._told(run)
 
     def _run(self, id: str) -> Run:
@@ -159,13 +160,16 @@ class Runs:
         files = RunFiles(self._folder / id)
         beginning = RunBeginning(summary=summary, identity=identity)
         await asyncio.to_thread(files.create, beginning, wanted.request.model_copy(update=names))
-        return Run(summary, identity, files)
+        run = self._runs[id] = Run(summary, identity, files)
+        return run
 
     async def _begin_again(self, run: Run) -> Run:
-        """Another, for what is left of the old one may still be ending."""
-        await asyncio.to_thread(run.files.reopen)
-        summary = run.summary.model_copy(update={"state": "queued", "started": None, "ended": None, "error": None})
-        return Run(summary, run.identity, run.files)
+        """Another, for what is left of the old one may still be ending: it writes nothing down any more."""
+        async with run.changed:
+            await asyncio.to_thread(run.files.reopen)
+            summary = run.summary.model_copy(update={"state": "queued", "started": None, "ended": None, "error": None})
+            again = self._runs[summary.id] = Run(summary, run.identity, run.files)
+        return again
 
     def _load(self) -> list[Run]:
         found = []
@@ -210,18 +214,24 @@ class Runs:
         async with run.changed:
             if run.summary.state == "running" and not self._stopping:
                 await self._end(run, "failed" if error else "done", error)
-        run.contest = None
+            elif run.summary.state == "cancelled" and self._runs[run.summary.id] is run:
+                # That was written down at once; with what was in flight then it is complete.
+                await self._write_down(run, run.summary)
+            run.contest = None
 
     async def _end(self, run: Run, state: State, error: str | None = None) -> None:
         summary = run.summary.model_copy(update={"state": state, "ended": time.time(), "error": error})
-        run.summary = _summary(await asyncio.to_thread(self._outcome, run, summary))
+        await self._write_down(run, summary)
         telemetry().runs.labels(run.summary.judge, run.summary.state).inc()
+
+    async def _write_down(self, run: Run, summary: RunSummary) -> None:
+        run.summary = _summary(await asyncio.to_thread(self._outcome, run, summary))
 
     def _outcome(self, run: Run, summary: RunSummary) -> RunAnswer:
         """Writes down how the run ended. Where that cannot be done the run is told as failed, and goes on after the
         next start."""
         try:
-            outcome = _answer(summary, run.contest)
+            outcome = _answer(summary, run.contest, run.contest.rates() if run.contest else None)
             if summary.state == "done" and run.contest:
                 outcome = outcome.model_copy(update={"result": self._record(run.contest)})
             run.files.end(outcome)
@@ -238,16 +248,18 @@ class Runs:
         assert contest.judge is not None
         stop = contest.drawn_by is not None
         record = record_of(contest.played, contest.judge, contest.wanted.sides, stop_when_clear=stop)
-        write_record(Path(self._settings.records), contest.played, record)
-        return record
+        # As it lies there: with what earlier runs of the same question took.
+        return read_record(write_record(Path(self._settings.records), contest.played, record))
 
     async def _told(self, run: Run) -> RunAnswer:
-        if run.summary.ended is not None and (outcome := await asyncio.to_thread(run.files.outcome)):
-            return outcome
         contest = run.contest
+        if run.summary.ended is not None and contest is None and (outcome := await asyncio.to_thread(run.files.outcome)):
+            return outcome
         if contest and contest.noting.found and time.monotonic() - run.rated >= RATES_EVERY:
             run.rated = time.monotonic()
             run.rates = await asyncio.to_thread(contest.rates)
+            if run.contest is None:  # it ended meanwhile
+                return await self._told(run)
         return _answer(run.summary, contest, run.rates)
 
 
@@ -261,8 +273,7 @@ def _answer(summary: RunSummary, contest: Contest | None, rates: dict[str, Any] 
     tally = contest.watching.tally
     counts = {name: getattr(tally, name) for name in Progress.model_fields if name != "games"}
     progress = Progress(games=tally.total, **counts)
-    known = contest.rates() if summary.ended is not None else rates
-    return RunAnswer(**dict(summary), progress=progress, cost=contest.cost(), rates=known)
+    return RunAnswer(**dict(summary), progress=progress, cost=contest.cost(), rates=rates)
 
 
 def _why_unfinished(contest: Contest) -> str | None:
