@@ -8,6 +8,8 @@ from posttrain.core.clients import ServiceUnavailable
 from posttrain.core.errors import ContractError, RequestError, WorkError
 from posttrain.core.wire import CONTRACT_HEADER
 from posttrain.llm_judge.endpoints import base_url, find_endpoint
+from posttrain.llm_judge.judges.completions import ChatServer
+from posttrain.llm_judge.limits import Limits
 
 KEYS = {"POSTTRAIN_API_KEY": "ours", "OPENAI_API_KEY": "theirs"}
 POLICY = {"id": "policy@3", "root": "policy", "sha256": "0f"}
@@ -17,10 +19,19 @@ POLICY = {"id": "policy@3", "root": "policy", "sha256": "0f"}
 def keys(monkeypatch):
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
 
 
 @respx.mock
-def found(*, model=None, data=({"id": "first"}, {"id": "second"}), status=200, ours=False, demands=None):
+def found(
+    *,
+    model=None,
+    data=({"id": "first"}, {"id": "second"}),
+    status=200,
+    ours=False,
+    demands=None,
+    url="http://127.0.0.1:1",
+):
     """What is found at a server, and the keys that it was sent."""
 
     def answer(request):
@@ -29,11 +40,9 @@ def found(*, model=None, data=({"id": "first"}, {"id": "second"}), status=200, o
             return httpx.Response(401, json={"error": {"message": "no"}}, headers=headers)
         return httpx.Response(status, json={"data": list(data)}, headers=headers)
 
-    route = respx.get("http://host:1/v1/models").mock(side_effect=answer)
+    route = respx.get(f"{url}/v1/models").mock(side_effect=answer)
     try:
-        return find_endpoint("http://host:1", model), [
-            call.request.headers.get("authorization") for call in route.calls
-        ]
+        return find_endpoint(url, model), [call.request.headers.get("authorization") for call in route.calls]
     except Exception as error:
         return error, [call.request.headers.get("authorization") for call in route.calls]
 
@@ -55,7 +64,7 @@ def test_the_first_model_or_the_one_that_is_named():
 
 def test_a_policy_service_is_asked_for_the_weights_that_it_has_now():
     endpoint, _ = found(data=[POLICY], ours=True)
-    assert endpoint.identity == {"url": "http://host:1/v1", "model": "policy@3", "sha256": "0f"}
+    assert endpoint.identity == {"url": "http://127.0.0.1:1/v1", "model": "policy@3", "sha256": "0f"}
     assert found(data=[POLICY], ours=True, model="policy")[0] == endpoint
 
 
@@ -65,7 +74,34 @@ def test_each_kind_of_server_gets_its_own_key_and_only_when_it_asks():
         assert endpoint.api_key == key
         assert key not in repr(endpoint)
         assert sent == [None, f"Bearer {key}"]
-    assert found()[1] == [None]
+    endpoint, sent = found()
+    assert sent == [None]
+    # Nor later, with what is asked.
+    assert endpoint.api_key is None
+    assert found(status=404, model="any")[0].api_key is None
+
+
+def test_a_server_that_the_environment_names_beside_the_key_gets_it(monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://host:1/v1/")
+    assert found(url="http://host:1")[0].api_key == "theirs"
+    assert found(url="http://other:1")[0].api_key is None
+
+
+def test_a_key_does_not_leave_the_machine_unencrypted():
+    error, sent = found(url="http://host:1", demands="theirs")
+    assert isinstance(error, RequestError)
+    assert "OPENAI_API_KEY would travel unencrypted; use https" in str(error)
+    assert sent == [None]
+    assert found(url="https://host:1", demands="theirs")[0].api_key == "theirs"
+
+
+@pytest.mark.parametrize("url", ["http://me:secret@host/v1", "https://host/v1?key=secret", "https://host/v1#secret"])
+def test_an_address_with_a_secret_is_refused_and_not_repeated(url, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    for what, ask in (("the address", lambda: find_endpoint(url)), ("OPENAI_BASE_URL", lambda: ChatServer(Limits()))):
+        with pytest.raises(RequestError, match=f"{what} has a user, .* put the key into OPENAI_API_KEY") as error:
+            ask()
+        assert "secret" not in str(error.value)
 
 
 def test_what_is_wrong_with_a_server_is_said():

@@ -15,7 +15,7 @@ from posttrain.llm_judge.answer_rows import Answer, Prompt
 from posttrain.llm_judge.endpoints import Endpoint
 from posttrain.llm_judge.generation import Generating, Generation, failure_line
 from posttrain.llm_judge.interruption import run_until_interrupted
-from posttrain.llm_judge.judges.completions import ChatServer
+from posttrain.llm_judge.judges.completions import NO_KEY, ChatServer
 from posttrain.llm_judge.limits import Limits, LimitSettings
 from posttrain.llm_judge.sides import Contestant
 
@@ -74,7 +74,7 @@ class Answering:
             Limits(LimitSettings(concurrency=self._concurrency)),
             base_url=endpoint.base_url,
             # Never the key of another kind of server.
-            api_key=endpoint.api_key or "none",
+            api_key=endpoint.api_key or NO_KEY,
             timeout=ANSWER_TIMEOUT,
         )
         generating = Generating(server, endpoint.model, self._settings, kept, done)

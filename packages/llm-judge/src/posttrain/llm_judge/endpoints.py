@@ -1,7 +1,8 @@
 """OpenAI-compatible servers by their address: which models they serve, and with which key they are asked.
 
 A posttrain service says what it is in each response, and gets POSTTRAIN_API_KEY; any other server gets OPENAI_API_KEY.
-So neither key goes to a server of the other kind.
+So neither key goes to a server of the other kind, and none to a server that does not ask for it, unless the environment
+names it beside the key. OPENAI_API_KEY does not leave this machine without encryption.
 """
 
 import os
@@ -16,6 +17,8 @@ from posttrain.core.errors import ContractError, RequestError, WorkError, sugges
 from posttrain.core.serving import is_loopback
 from posttrain.core.wire import CONTRACT, CONTRACT_HEADER
 
+KEY_VARIABLE, URL_VARIABLE = "OPENAI_API_KEY", "OPENAI_BASE_URL"
+OUR_KEY_VARIABLE = "POSTTRAIN_API_KEY"
 TIMEOUT = 20.0
 """Seconds to list the models."""
 
@@ -28,7 +31,7 @@ class Endpoint:
     """With /v1, or whatever stands in its place."""
     model: str
     api_key: str | None = field(repr=False)
-    """None: the server takes none, or none is set."""
+    """None: the server asks for none."""
     digest: str | None
     """Of the weights, where the server tells it."""
     key_variable: str
@@ -45,8 +48,19 @@ def is_url(text: str) -> bool:
     return text.startswith(("http://", "https://"))
 
 
+def check_plain(url: str, what: str = "the address") -> None:
+    """RequestError, which does not repeat it, for an address that may hold a secret: addresses are told in errors and
+    kept in records."""
+    if any(mark in url for mark in "@?#"):
+        raise RequestError(
+            f"{what} has a user, a query or a fragment ('@', '?', '#'); leave that out, and put the key into "
+            f"{KEY_VARIABLE}, or {OUR_KEY_VARIABLE} for a posttrain service"
+        )
+
+
 def base_url(url: str) -> str:
-    """The address with /v1 where it has no path of its own; RequestError where it is none."""
+    """The address with /v1 where it has no path of its own; RequestError where it is none, or holds more."""
+    check_plain(url)
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
@@ -60,14 +74,22 @@ def base_url(url: str) -> str:
 def find_endpoint(url: str, model: str | None = None) -> Endpoint:
     """`model`, or the first one, of the server at `url`.
 
-    RequestError where it has no such model or does not take the key, ServiceUnavailable where nobody answers.
+    RequestError where it has no such model, does not take the key, or may not get it; ServiceUnavailable where nobody
+    answers.
     """
     base = base_url(url)
     response = _models(base, None)
     ours = _speaks_our_contract(response, base)
-    variable = "POSTTRAIN_API_KEY" if ours else "OPENAI_API_KEY"
-    key = os.environ.get(variable)
-    if response.status_code in (401, 403) and key:
+    variable = OUR_KEY_VARIABLE if ours else KEY_VARIABLE
+    known = os.environ.get(variable)
+    key = known if not ours and _is_the_environments(base) else None
+    if response.status_code in (401, 403) and known:
+        if not (ours or key or _is_safe(base)):
+            raise RequestError(
+                f"{base} asks for a key, and {variable} would travel unencrypted; use https, or set {URL_VARIABLE} to "
+                "this address to have it sent all the same"
+            )
+        key = known
         response = _models(base, key)
     if response.status_code in (401, 403):
         to_do = f"set {variable} to a valid key"
@@ -83,6 +105,15 @@ def find_endpoint(url: str, model: str | None = None) -> Endpoint:
     chosen = names[model] if model is not None else served[0]
     digest = chosen["sha256"] if isinstance(chosen.get("sha256"), str) else None
     return Endpoint(base, str(chosen["id"]), key, digest, variable)
+
+
+def _is_the_environments(base: str) -> bool:
+    named = os.environ.get(URL_VARIABLE)
+    return named is not None and named.rstrip("/") == base
+
+
+def _is_safe(base: str) -> bool:
+    return base.startswith("https://") or is_loopback(httpx.URL(base).host)
 
 
 def _models(base: str, key: str | None) -> httpx.Response:

@@ -16,7 +16,7 @@ from posttrain.core.errors import RequestError
 from posttrain.core.supervised import SupervisedService
 from posttrain.llm_judge.endpoints import find_endpoint, is_url
 from posttrain.llm_judge.judges.chat import ChatJudge, ChatSettings
-from posttrain.llm_judge.judges.completions import ChatServer
+from posttrain.llm_judge.judges.completions import NO_KEY, ChatServer
 from posttrain.llm_judge.judges.reward import RewardJudge, Scale
 from posttrain.llm_judge.limits import Limits
 from posttrain.llm_judge.prices import Price, check_max_cost
@@ -92,7 +92,7 @@ def find_judge(
     if is_url(wish.judge):
         endpoint = find_endpoint(wish.judge, wish.model)
         # Never the key of another kind of server.
-        model, url, key = endpoint.model, endpoint.base_url, endpoint.api_key or "none"
+        model, url, key = endpoint.model, endpoint.base_url, endpoint.api_key or NO_KEY
         sha256 = endpoint.digest
     elif wish.model:
         raise RequestError(f"--model is for a judge by its address, and --judge {wish.judge} is a model already")

@@ -28,6 +28,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from posttrain.core.clients import MOST_RETRY_AFTER, ServiceUnavailable
 from posttrain.core.errors import RequestError, WorkError
 from posttrain.core.serving import is_loopback
+from posttrain.llm_judge.endpoints import KEY_VARIABLE, URL_VARIABLE, check_plain
 from posttrain.llm_judge.judgements import JudgeRefused
 from posttrain.llm_judge.limits import Limits
 from posttrain.llm_judge.prices import Price
@@ -35,8 +36,9 @@ from posttrain.llm_judge.protocols.verdicts import Token
 
 log = logging.getLogger(__name__)
 
-KEY_VARIABLE, URL_VARIABLE = "OPENAI_API_KEY", "OPENAI_BASE_URL"
 OPENAI_URL = "https://api.openai.com/v1"
+NO_KEY = "none"
+"""What is sent where there is no key, and what a caller gives to have none of the environment sent."""
 ATTEMPTS = 8
 """Of one request: with the back-off below about half a minute of waiting, more where the server asks for more."""
 TIMEOUT = 300.0
@@ -107,6 +109,7 @@ class ChatServer:
         timeout: float = TIMEOUT,
     ) -> None:
         url = base_url or os.environ.get(URL_VARIABLE) or OPENAI_URL
+        check_plain(url, "the address" if base_url else URL_VARIABLE)
         if not url.startswith(("http://", "https://")):
             raise RequestError(f"the address '{url}' must start with http:// or https://")
         try:
@@ -117,7 +120,7 @@ class ChatServer:
         if not key and not self._local:
             raise RequestError(f"{url} needs a key; set {KEY_VARIABLE}")
         self.url, self.limits, self.price = url.rstrip("/"), limits, price
-        self._key, self._timeout, self._attempts = key or "none", timeout, attempts
+        self._key, self._timeout, self._attempts = key or NO_KEY, timeout, attempts
         self._left_out: set[str] = set()
 
     @cached_property
@@ -236,6 +239,11 @@ class ChatServer:
 
     def _failure(self, refusal: _Refusal) -> Exception:
         status, said = refusal.status, str(refusal).replace(self._key, "…")[:300]
+        if status == 401 and self._key == NO_KEY:
+            # Its list of models is open, else it would have got the key.
+            return JudgeRefused(
+                f"{self.url} asks for a key (status 401); set {KEY_VARIABLE}, and {URL_VARIABLE} to this address"
+            )
         if status == 401:
             return JudgeRefused(f"{self.url} does not take the key (status 401); set {KEY_VARIABLE} to a valid one")
         if refusal.code in _NEVER_HEALS or status in (402, 403, 404):

@@ -10,10 +10,10 @@ import httpx
 from posttrain.core.clients import RewardClient
 from posttrain.core.errors import PosttrainError, RequestError
 from posttrain.core.serving import is_loopback
-from posttrain.llm_judge.endpoints import base_url
+from posttrain.llm_judge.endpoints import KEY_VARIABLE, base_url
 from posttrain.llm_judge.judgements import Judge, JudgeRefused
 from posttrain.llm_judge.judges.chat import ChatJudge
-from posttrain.llm_judge.judges.completions import KEY_VARIABLE, ChatServer
+from posttrain.llm_judge.judges.completions import ChatServer
 from posttrain.llm_judge.judges.reward import RewardJudge
 from posttrain.llm_judge.limits import Limits
 from posttrain.llm_judge.protocols import Protocol

@@ -13,8 +13,9 @@ from pydantic import Field, field_validator, model_validator
 
 from posttrain.core.config import Settings, validate
 from posttrain.core.errors import RequestError, suggest
+from posttrain.llm_judge.endpoints import KEY_VARIABLE
 from posttrain.llm_judge.judges.chat import ChatSettings
-from posttrain.llm_judge.judges.completions import KEY_VARIABLE, TIMEOUT
+from posttrain.llm_judge.judges.completions import TIMEOUT
 from posttrain.llm_judge.judges.reward import Scale
 from posttrain.llm_judge.limits import LimitSettings
 from posttrain.llm_judge.prices import Price
