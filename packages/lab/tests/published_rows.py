@@ -7,12 +7,13 @@ from typing import Any
 
 from posttrain.core.statistics import Estimate
 from posttrain.lab.costs import RowCost
-from posttrain.lab.judge_scores import Judges
+from posttrain.lab.judge_scores import JudgedBy, Judges
 from posttrain.lab.published_metrics import merge_metrics
 from posttrain.lab.record import publish_table
 from posttrain.lab.table import Scores, Table, TableRow, build_table
 
-JUDGES = Judges("nano_instructions", ("rm", "verifier"), "verifier")
+IDENTITIES = {"rm": {0: "f0", 1: "f1"}, "verifier": {0: "1", 1: "1"}}
+JUDGES = Judges("nano_instructions", ("rm", "verifier"), "verifier", IDENTITIES)
 DESCRIBED = {"recipe": "nano", "title": "every method", "commands": ["posttrain compare"], "stages": []}
 HASHES = {"base": "aaaaaaaa", "sft": "bbbbbbbb", "dpo": "cccccccc", "ppo": "dddddddd"}
 """The beginnings of the rows' hashes."""
@@ -50,8 +51,12 @@ def four_rows() -> list[TableRow]:
 def judged_rows() -> list[TableRow]:
     """The four, judged by two of one mind: all but the base are better than sft on most items."""
     likes = {"base": {0: 4, 1: 2}, "dpo": {0: 25, 1: 24}, "ppo": {0: 30, 1: 35}}
+    by = {
+        judge: {seed: JudgedBy(identity, f"{judge}-{seed}") for seed, identity in of_judge.items()}
+        for judge, of_judge in IDENTITIES.items()
+    }
     return [
-        replace(each, judged={"rm": scores(likes[each.name]), "verifier": scores(likes[each.name])})
+        replace(each, judged={judge: scores(likes[each.name]) for judge in by}, judged_by=by)
         if each.name in likes
         else each
         for each in four_rows()

@@ -17,6 +17,7 @@ from posttrain.core.errors import RequestError, WorkError
 from posttrain.core.files import read_json, read_jsonl
 from posttrain.eval_harness.asked import Asked
 from posttrain.lab import judge_rows as module
+from posttrain.lab.cells import as_json
 from posttrain.lab.collect import collect_table, entries_of
 from posttrain.lab.judge_matches import judged_items
 from posttrain.lab.judge_rows import judge_rows
@@ -149,6 +150,27 @@ class TestRecords:
             100 * rate for judge in ("rm", "verifier") for rate in table.win_rates["dpo"][judge].by_seed.values()
         )
         assert rates == pytest.approx(sorted(each["win_rate"] for each in of_dpo))
+
+    def test_table_says_which_judge_and_which_record_each_number_is_from(self, tmp_path, service):
+        plans = answered_runs(tmp_path, ["dpo"], (0, 1))
+        judge_rows(entries_of(plans), tmp_path)
+        table = as_json(collect_table(plans, check=False))
+        identities = {judge: {str(plan.seed): plan.judges[judge] for plan in plans} for judge in ("rm", "verifier")}
+        assert table["judge"]["identities"] == identities
+        assert len(set(identities["rm"].values())) == 2
+        rates = {each["id"]: each["rates"]["win_rate"] for each in records(tmp_path)}
+        for row in (table["rows"][0], table["rows"][2]):
+            for judge, rate in row["judge"].items():
+                for seed, by in rate["judged_by"].items():
+                    assert by["identity"] == identities[judge][seed]
+                    assert rates[by["record"]] == pytest.approx(100 * rate["by_seed"][seed])
+
+    def test_record_that_judging_did_not_note_is_null(self, tmp_path, service):
+        (plan,) = answered_runs(tmp_path, ["dpo"])
+        judge_rows(entries_of([plan]), tmp_path)
+        judged_items(plan.rows[-1], plan).with_suffix(".json").unlink()
+        row = as_json(collect_table([plan], check=False))["rows"][2]
+        assert row["judge"]["rm"]["judged_by"] == {"0": {"identity": plan.judges["rm"], "record": None}}
 
 
 class TestOnce:

@@ -188,13 +188,16 @@ class TestJudged:
     def test_rates_stand_in_the_record_with_who_judged(self, published):
         plain = json.loads((published / "nano.json").read_text())
         assert plain["judge"]["judges"] == ["rm", "verifier"]
-        assert plain["rows"][2]["judge"]["rm"]["value"] == 49 / 80
+        assert plain["judge"]["identities"] == {"rm": {"0": "f0", "1": "f1"}, "verifier": {"0": "1", "1": "1"}}
+        rm = plain["rows"][2]["judge"]["rm"]
+        assert (rm["value"], rm["judged_by"]["1"]) == (49 / 80, {"identity": "f1", "record": "rm-1"})
         assert "## Judged against sft on nano_instructions" in (published / "nano.md").read_text()
 
     def test_preferences_can_be_read_back(self, published):
         plain = json.loads((published / "nano.json").read_text())
         read = [read_row(published, "nano", each) for each in plain["rows"]]
         assert [each.judged for each in read] == [each.judged for each in judged_rows()]
+        assert [each.judged_by for each in read] == [each.judged_by for each in judged_rows()]
         assert [set(each.scores) for each in read] == [{"acc"}] * 4
 
     def test_record_that_nobody_judged_may_be_published_judged(self, tmp_path):

@@ -14,8 +14,8 @@ from posttrain.lab.arms import LEARNED
 from posttrain.lab.conditions import Deviation, check_conditions, recipe_conditions, recorded_conditions
 from posttrain.lab.costs import recorded_trials, row_cost
 from posttrain.lab.evaluations import SETTINGS_FILE, evaluated_tasks, evaluation_settings
-from posttrain.lab.judge_matches import gold_of, judged_items
-from posttrain.lab.judge_scores import Judges
+from posttrain.lab.judge_matches import gold_of, judged_items, records_file
+from posttrain.lab.judge_scores import JudgedBy, Judges
 from posttrain.lab.plan import BASE, REFERENCE, Plan, Row
 from posttrain.lab.policy_measures import MEASURES, measured_on_validation, policy_items
 from posttrain.lab.recipe import Recipe
@@ -65,7 +65,7 @@ def collect_table(
     tasks = [*evaluation.columns().values(), MEASURES["gold"]]
     partial = any(_changes_items(deviation) for of_row in deviations for deviation in of_row)
     judging = recipe.judge
-    judges = Judges(judging.task, judging.judges, gold_of(recipe)) if judging else None
+    judges = Judges(judging.task, judging.judges, gold_of(recipe), _identities(plans)) if judging else None
     return build_table(rows, present, tasks, evaluation.headline_column, check=check, partial=partial, judges=judges)
 
 
@@ -117,6 +117,7 @@ def _collect_row(entry: Entry, settings: Mapping[str, Any], deviations: Sequence
     chains = [_chain(row, plan) for row, plan in entry.runs]
     recorded = entry.first.run.provenance().get("arm", {})
     accuracy, implicit = _reward_accuracy(entry)
+    judged = _judged(entry)
     return TableRow(
         name=entry.name,
         config_hash=entry.first.identity.config_hash,
@@ -131,7 +132,8 @@ def _collect_row(entry: Entry, settings: Mapping[str, Any], deviations: Sequence
         # ln n − (n−1)/n is what the KL of a choice comes to only if no two samples are ever alike.
         bounds=(MEASURES["kl"],) if entry.first.choice and MEASURES["kl"] in scores else (),
         footnotes=_footnotes(entry, recipe, deviations),
-        judged=_judged(entry),
+        judged=judged,
+        judged_by={judge: _judged_by(entry, judge) for judge in judged},
     )
 
 
@@ -143,6 +145,27 @@ def _judged(entry: Entry) -> dict[str, Scores]:
     if judging is None or len(paths) < len(found):
         return {}
     return {judge: _pool([(seed, _read(path, judge)) for seed, path in paths]) for judge in judging.judges}
+
+
+def _judged_by(entry: Entry, judge: str) -> dict[int, JudgedBy]:
+    """By seed where the preferences of a row that is judged come from."""
+    found = {}
+    for row, plan in entry.runs:
+        items = judged_items(row, plan)
+        assert items is not None, "a row that is judged has matches"
+        records = records_file(items)
+        found[plan.seed] = JudgedBy(plan.judges[judge], read_json(records)[judge] if records.exists() else None)
+    return found
+
+
+def _identities(plans: Sequence[Plan]) -> dict[str, dict[int, str]]:
+    """What identifies each judge on each seed."""
+    found: dict[str, dict[int, str]] = {}
+    for plan in plans:
+        for judge, identity in plan.judges.items():
+            if identity is not None:
+                found.setdefault(judge, {})[plan.seed] = identity
+    return found
 
 
 def _trials(entry: Entry) -> list[dict[str, Any]]:

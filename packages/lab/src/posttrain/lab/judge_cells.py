@@ -1,11 +1,12 @@
 """What judges say of a table's rows: columns beside the scores, a table and sentences of their own, JSON."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from posttrain.lab.arms import LEARNED
 from posttrain.lab.cell_values import NOTHING, Cells, plain, shown, shown_p
-from posttrain.lab.judge_scores import WinRate
+from posttrain.lab.judge_scores import JudgedBy, WinRate
 from posttrain.lab.plan import REFERENCE
 from posttrain.lab.table import Table, TableRow
 
@@ -60,7 +61,7 @@ def judge_sentences(table: Table) -> list[str]:
 
 
 def judge_json(table: Table) -> dict[str, Any] | None:
-    """Who judged what."""
+    """Who judged what, and what identifies each judge on each seed."""
     if table.judges is None:
         return None
     judges = table.judges
@@ -69,14 +70,18 @@ def judge_json(table: Table) -> dict[str, Any] | None:
         "against": REFERENCE,
         "judges": list(judges.names),
         "gold": judges.gold,
+        "identities": {
+            judge: {str(seed): identity for seed, identity in of_seeds.items()}
+            for judge, of_seeds in judges.identities.items()
+        },
         "sentences": judge_sentences(table),
     }
 
 
 def row_json(table: Table, row: TableRow) -> dict[str, Any] | None:
-    """By judge a row's win rate (a share) with its test against ½ and its error, against gold."""
+    """By judge a row's win rate (a share) with its test against ½, its error, against gold, and where it comes from."""
     rates = table.win_rates.get(row.name)
-    return {judge: _rate_json(rate) for judge, rate in rates.items()} if rates else None
+    return {judge: _rate_json(rate, row.judged_by.get(judge, {})) for judge, rate in rates.items()} if rates else None
 
 
 def _against_gold(table: Table, judge: str) -> list[str]:
@@ -134,7 +139,7 @@ def _error(rate: WinRate | None, beside: str) -> list[str]:
     ]
 
 
-def _rate_json(rate: WinRate) -> dict[str, Any]:
+def _rate_json(rate: WinRate, judged_by: Mapping[int, JudgedBy]) -> dict[str, Any]:
     margin, error = rate.margin, rate.error
     low, high = margin.interval
     return {
@@ -144,6 +149,7 @@ def _rate_json(rate: WinRate) -> dict[str, Any]:
         "p_value": margin.p_value,
         "corrected_p": rate.corrected,
         "by_seed": {str(seed): value for seed, value in rate.by_seed.items()},
+        "judged_by": {str(seed): by for seed, by in judged_by.items()},
         "error": {"decided": error.decided, "agreement": error.agreement.share, "kappa": error.agreement.kappa}
         if error
         else None,

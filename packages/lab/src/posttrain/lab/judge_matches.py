@@ -67,6 +67,11 @@ def judged_items(row: Row, plan: Plan) -> Path | None:
     return row.run.eval / f"judge-{digest_json(definition)[:12]}.jsonl"
 
 
+def records_file(items: Path) -> Path:
+    """Beside a match's preferences: by judge the record that they are from, an object of names and ids."""
+    return items.with_suffix(".json")
+
+
 def matches_done(runs: Iterable[tuple[Row, Plan]]) -> tuple[int, int]:
     """How many matches of these rows are judged, and how many there are or will be."""
     matches = [

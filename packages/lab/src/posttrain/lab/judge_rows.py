@@ -1,8 +1,8 @@
 """Plays the matches of a comparison that are not judged yet: every row's answers against the SFT policy's of its seed.
 
 What a judge said is kept in runs/judge/store.db the moment it is said and asked once, so that a match that was cut off
-goes on where it was. A finished match has a record for each judge in runs/judge, and, written last, its preferences by
-item beside the row's evaluation.
+goes on where it was. A finished match has a record for each judge in runs/judge and, beside the row's evaluation, which
+records these are and, written last, its preferences by item.
 """
 
 import asyncio
@@ -18,10 +18,10 @@ from statistics import mean
 
 from posttrain.core.clients import RewardClient
 from posttrain.core.errors import RequestError, WorkError
-from posttrain.core.files import write_jsonl
+from posttrain.core.files import atomic_write_json, write_jsonl
 from posttrain.eval_harness.asked import Asked, asked
 from posttrain.lab.collect import Entry
-from posttrain.lab.judge_matches import answers_of, gold_of, judged_items, scale_of
+from posttrain.lab.judge_matches import answers_of, gold_of, judged_items, records_file, scale_of
 from posttrain.lab.pipeline import run_services
 from posttrain.lab.plan import REFERENCE, Plan, Row
 from posttrain.lab.schedule import clock
@@ -124,12 +124,13 @@ async def _judge_seed(
         }
         for match in matches:
             found: dict[str, Preferences] = {}
+            recorded: dict[str, str] = {}
             for name, judge in judges.items():
                 asked_of_it = comparisons(match, items, found.get(gold or "", {}))
                 played = await play(Match(asked_of_it), judge, store, limits)
                 if failed := played.report.failure_line():
                     raise WorkError(f"{match.name}, judged by {name}: {failed}")
-                write_record(records, played, record_of(played, judge, match.sides))
+                recorded[name] = write_record(records, played, record_of(played, judge, match.sides)).stem
                 pairs = pairs_of(played.judged)
                 found[name] = dict(zip(pairs.prompts, pairs.preference.tolist(), strict=True))
             scores = [
@@ -137,6 +138,7 @@ async def _judge_seed(
                 for item in next(iter(found.values()))
             ]
             with match.row.run.lock(wait=True):
+                atomic_write_json(records_file(match.items), recorded)
                 write_jsonl(match.items, scores)
             tell(match, found)
 

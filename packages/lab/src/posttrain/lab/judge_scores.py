@@ -4,7 +4,7 @@ Takes every item's preferences, pooled over seeds, as the table takes its scores
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import copysign
 from typing import TYPE_CHECKING
 
@@ -29,10 +29,22 @@ class Judges:
     """Sources of reward."""
     gold: str | None
     """The one that the others are held against."""
+    identities: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    """Judge and seed to what identifies the judge in this table's plans: a fingerprint, digest or version."""
 
     def held_against_gold(self, judge: str) -> bool:
         """Whether a judge is held against gold: it is another one, and there is gold."""
         return self.gold is not None and judge != self.gold
+
+
+@dataclass(frozen=True)
+class JudgedBy:
+    """Where one judge's preferences on a row's answers of one seed come from."""
+
+    identity: str | None
+    """What identifies the judge; of a row of other runs it may be another one than the table's."""
+    record: str | None
+    """The match's record, `<record>.json` in runs/judge; None where judging did not note it."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from posttrain.core.statistics import Estimate
 from posttrain.eval_harness.clusters import cluster_of
 from posttrain.lab.cells import as_json
 from posttrain.lab.costs import RowCost
-from posttrain.lab.judge_scores import Judges
+from posttrain.lab.judge_scores import JudgedBy, Judges
 from posttrain.lab.published_metrics import (
     NO_ONE,
     published_hashes,
@@ -142,17 +142,27 @@ def _hashes(record: Mapping[str, Any]) -> set[str]:
 def _table_without(folder: Path, name: str, record: Mapping[str, Any], config_hash: str) -> Table:
     try:
         rows = [read_row(folder, name, row) for row in record["rows"] if row["config_hash"] != config_hash]
+        judges = _judges(record)
     except (KeyError, TypeError) as error:
         what = f"{folder / name}.json is of another version of posttrain ({error})"
         raise RequestError(f"{what}; publish it again, or give its rows the fields that they have now") from None
     columns, tasks, headline = record["columns"], record["tasks"], record["headline"]
-    return build_table(rows, columns, tasks, headline, partial=True, judges=_judges(record))
+    return build_table(rows, columns, tasks, headline, partial=True, judges=judges)
 
 
 def _judges(record: Mapping[str, Any]) -> Judges | None:
-    """Who judged a published table; nobody did where its record says nothing of it."""
+    """Who judged a published table; nobody did where its record says nothing of it. KeyError where it is of another
+    form."""
     said = record.get("judge")
-    return Judges(said["task"], tuple(said["judges"]), said["gold"]) if said else None
+    if not said:
+        return None
+    identities = {judge: _of_seeds(of_judge) for judge, of_judge in said["identities"].items()}
+    return Judges(said["task"], tuple(said["judges"]), said["gold"], identities)
+
+
+def _of_seeds(plain: Mapping[str, Any]) -> dict[int, Any]:
+    """What JSON has by seed."""
+    return {int(seed): value for seed, value in plain.items()}
 
 
 def _write(folder: Path, name: str, table: Table, described: Mapping[str, Any]) -> None:
@@ -221,6 +231,10 @@ def read_row(folder: Path, name: str, plain: Mapping[str, Any]) -> TableRow:
         bounds=tuple(plain["bounds"]),
         footnotes=tuple(plain["footnotes"]),
         judged={judge: _pooled(parts) for judge, parts in judges.items()},
+        judged_by={
+            judge: {seed: JudgedBy(**by) for seed, by in _of_seeds(rate["judged_by"]).items()}
+            for judge, rate in (plain.get("judge") or {}).items()
+        },
     )
 
 

@@ -26,7 +26,7 @@ from posttrain.core.statistics import (
     wins,
 )
 from posttrain.lab.costs import RowCost
-from posttrain.lab.judge_scores import Judges, WinRate, win_rates
+from posttrain.lab.judge_scores import JudgedBy, Judges, WinRate, win_rates
 from posttrain.lab.plan import BASE, REFERENCE
 
 
@@ -102,6 +102,8 @@ class TableRow:
     """In what it may not be compared with the other rows without a second thought."""
     judged: Mapping[str, Scores] = field(default_factory=dict)
     """By judge what it says of each item: P(this row's answer is better than the SFT policy's)."""
+    judged_by: Mapping[str, Mapping[int, JudgedBy]] = field(default_factory=dict)
+    """By judge and seed where that comes from."""
 
 
 @dataclass(frozen=True)
