@@ -75,14 +75,15 @@ class Prepared:
     ) -> tuple[Match, Sequence[str]]:
         """The match with the longest possible answers where they are to be generated, and a sentence for each model
         that is to answer."""
-        longest = "x" * (BYTES_PER_TOKEN * generation.max_new_tokens)
         answers, notes = [], []
-        for one, found in ((self.a, self.of_a), (self.b, self.of_b)):
+        # Texts that differ: equal answers are one game in both orders.
+        for one, found, letter in ((self.a, self.of_a, "a"), (self.b, self.of_b, "b")):
             if one.side.kind == "file":
                 answers.append(found)
                 continue
             wanted = {prompt.key for prompt in answering.to_generate(one, self.prompts)}
             known = answering.kept(one).read()
+            longest = letter * (BYTES_PER_TOKEN * generation.max_new_tokens)
             notes += [f"{one.side.name}: {len(wanted)} answers to generate, counted at their longest"] if wanted else []
             answers.append(
                 {
