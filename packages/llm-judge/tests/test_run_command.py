@@ -206,6 +206,15 @@ def test_a_dry_run_asks_nothing_and_leaves_nothing(run, judge):
     assert not Path("runs").exists()
 
 
+def test_a_dry_run_counts_both_orders_of_answers_that_are_to_be_generated(run, judge):
+    answers("asked", [0] * 3)
+    for name in ("one", "two"):
+        Path(name).mkdir()
+        Path(name, "config.json").write_text(json.dumps({"name": name}))
+    _, estimate, _ = run("one", "two", "--prompts", "asked.jsonl", "--judge", judge, "--dry-run")
+    assert (estimate["games"], estimate["to_ask"]) == (6, 6)
+
+
 def test_money_that_is_spent_ends_it_without_a_record(run, judge):
     a, b = answers("old", [0] * 20), answers("new", [1] * 20)
     priced = ["--price-in", 1000, "--price-out", 1000, "--concurrency", 1]
@@ -368,6 +377,28 @@ def test_a_prompt_that_a_model_cannot_answer_costs_only_itself(run, judge):
         broken = False
         assert run(a, url, "--judge", judge)[0] == 0
     assert len(stub.asked) == 6
+
+
+def test_a_prompt_on_which_the_server_breaks_every_time_costs_only_itself(run, judge):
+    a = answers("old", [0] * 5)
+    stub = StubServer(
+        lambda body: refusal(500, "oh") if body["messages"][-1]["content"] == "Say 3." else "fine, quality 1"
+    )
+    with served(stub) as url:
+        status, _, said = run(a, url, "--judge", judge, "--concurrency", 1)
+    assert status == 1
+    assert "policy gave no answer to 1 prompts: 'Say 3.': " in said
+    (kept,) = Path("runs/judge/answers").glob("*.jsonl")
+    assert len(read_jsonl(kept)) == 4
+
+
+def test_a_server_that_answers_no_prompt_ends_the_generation(run, judge):
+    a, stub = answers("old", [0] * 40), StubServer(lambda body: refusal(500, "oh"))
+    with served(stub) as url:
+        status, _, said = run(a, url, "--judge", judge, "--concurrency", 1)
+    assert status == 1
+    assert "gave no answer in 8 attempts" in said
+    assert len(stub.asked) == 10 * completions.ATTEMPTS
 
 
 def test_answers_cut_at_their_greatest_length_are_known_as_such(run, judge):

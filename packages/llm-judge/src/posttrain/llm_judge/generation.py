@@ -1,6 +1,7 @@
 """Asks an OpenAI-compatible server for answers: many prompts at once, each conversation turn by turn.
 
-What a server says wrong about one prompt costs that prompt its answer; a server that cannot be asked at all ends it.
+What a server says wrong about one prompt costs that prompt its answer; a server that cannot be asked at all, or leaves
+many prompts in a row without an answer, ends it.
 """
 
 import asyncio
@@ -19,6 +20,8 @@ from posttrain.llm_judge.answer_rows import Answer, Prompt
 from posttrain.llm_judge.judgements import JudgeRefused
 from posttrain.llm_judge.judges.completions import ChatServer, estimated_tokens
 
+GIVE_UP_AFTER = 10
+"""Prompts in a row that the server did not answer, each with all its retries: it is gone."""
 NAMED = 3
 """Prompts without an answer that an error names."""
 SEED_BITS = 31
@@ -58,6 +61,7 @@ class Generating:
         self._server, self._model, self._settings, self._kept, self._done = server, model, settings, kept, done
         self.failed: list[Failed] = []
         self._gone: WorkError | None = None
+        self._unanswered = 0
 
     async def run(self, prompts: Sequence[Prompt], interrupted: asyncio.Event) -> bool:
         """Whether every prompt was tried; False: interrupted. WorkError where the server or the disk is gone. Whatever
@@ -86,14 +90,25 @@ class Generating:
         for prompt in waiting:
             try:
                 answer = await self._answer(prompt)
-            except (JudgeRefused, ServiceUnavailable) as error:
+            except JudgeRefused as error:
                 self._gone = error
                 return
             except WorkError as error:
                 self.failed.append(Failed(prompt, str(error)))
+                if self._is_gone(error):
+                    return
             else:
+                self._unanswered = 0
                 await asyncio.to_thread(self._kept.keep, prompt, answer)
             self._done()
+
+    def _is_gone(self, error: WorkError) -> bool:
+        """Whether the server has left too many prompts in a row without an answer."""
+        if isinstance(error, ServiceUnavailable):
+            self._unanswered += 1
+            if self._unanswered >= GIVE_UP_AFTER:
+                self._gone = error
+        return self._gone is not None
 
     async def _answer(self, prompt: Prompt) -> Answer:
         messages = [message.model_dump() for message in prompt.history]
