@@ -524,6 +524,8 @@ def test_settings_of_the_judge_define_it_and_are_sent(run, monkeypatch):
         (["a.jsonl", "b.jsonl", "--concurrency", "0"], "'concurrency' input should be greater than or equal to 1"),
         (["a.jsonl", "b.jsonl", "--judge-temperature", "hot"], "takes a number or 'none', not 'hot'"),
         (["a.jsonl", "b.jsonl", "--runs", "a.jsonl/runs"], "a.jsonl is a file; name a folder"),
+        (["a.jsonl", "b.jsonl", "--set", "temperature=1"], "may not set 'temperature': --judge-temperature does"),
+        (["a.jsonl", "b.jsonl", "--set", "messages=[]"], "may not set 'messages': --protocol does"),
         (["empty-model", "empty-model"], "there are no prompts; give some with --prompts"),
         (
             ["a.jsonl", "b.jsonl", "--protocol", "mt_bench_grade", "--stop-when-clear"],

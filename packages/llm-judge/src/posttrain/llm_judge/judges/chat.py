@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from posttrain.core.config import Settings
 from posttrain.core.hashing import digest_json
@@ -17,6 +17,17 @@ from posttrain.llm_judge.protocols import Prompt, Protocol
 
 TOP_LOGPROBS = 5
 """Likeliest tokens asked for in the place of a verdict: as many as every server that has them gives."""
+SET_BY = {
+    "model": "--judge",
+    "messages": "--protocol",
+    "temperature": "--judge-temperature",
+    "seed": "--judge-seed",
+    "max_tokens": "--judge-max-tokens",
+    "max_completion_tokens": "--judge-max-tokens",
+    "logprobs": "--protocol",
+    "top_logprobs": "--protocol",
+}
+"""What a request has from the judge's own settings, and the option of `judge run` for each."""
 ASKED_AGAIN = "\n\n[asked again]\n\n"
 """Between two replies to one game, as they are kept."""
 
@@ -32,9 +43,16 @@ class ChatSettings(Settings):
     """Of a reply, reasoning included; None: the protocol's."""
     seed: int | None = None
     extra: dict[str, Any] = Field(default_factory=dict)
-    """Further fields of each request, `reasoning_effort` for example."""
+    """Further fields of each request, `reasoning_effort` for example; none that the judge sets itself."""
     sha256: str | None = None
     """Of the model's weights, where its server tells it: other weights may get the same name."""
+
+    @field_validator("extra")
+    @classmethod
+    def _replaces_nothing(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        for name in extra.keys() & SET_BY.keys():
+            raise ValueError(f"may not set '{name}': {SET_BY[name]} does; leave it out")
+        return extra
 
 
 class ChatJudge:
