@@ -138,6 +138,25 @@ def test_without_an_id_all_records_are_listed(show):
     assert json.loads(show("--json")[1].splitlines()[-1])["records"][0]["id"] == path.stem
 
 
+def test_a_file_that_is_no_record_is_passed_over_with_a_warning(capsys):
+    path = write()
+    path.with_name("other.json").write_text('{"id": "x", "a": 1}')
+    path.with_name("half.json").write_text("{")
+    assert cli.run(["judge", "show"]) == 0
+    captured = capsys.readouterr()
+    assert path.stem in captured.out
+    assert "warning: runs/judge/other.json is no record of a match" in captured.err
+    assert captured.err.count("warning: ") == 2
+
+
+def test_what_models_say_does_not_reach_the_terminal_as_commands(show):
+    evil = "\x1b]0;owned\x07 \x9b2J\r\nnext"
+    compared = Comparison(questions=[evil], answers_a=[evil], answers_b=["b"], generator_a="old", generator_b="new")
+    said = show(write(labels=["M", "m"], comparisons=[compared]), "--all")[1]
+    assert not {"\x1b", "\x07", "\x9b", "\r"} & set(said)
+    assert r"\x1b]0;owned\x07 \x9b2J" in said
+
+
 def test_a_record_by_its_path_its_id_or_the_beginning_of_it():
     path = write()
     assert find_record(path.stem[:3], path.parent) == find_record(str(path), Path()) == path

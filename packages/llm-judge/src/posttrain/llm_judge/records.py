@@ -31,6 +31,27 @@ from posttrain.llm_judge.scores import as_json, scores
 from posttrain.llm_judge.statistics.power import sensitivity
 from posttrain.llm_judge.statistics.sequential import confidence_sequence, prompt_means
 
+SHOWN = frozenset(
+    [
+        "id",
+        "a",
+        "b",
+        "judge",
+        "prompts",
+        "comparisons",
+        "rates",
+        "score",
+        "power",
+        "sequential",
+        "warnings",
+        "games",
+        "spent",
+        "annotations",
+        "created",
+    ]
+)
+"""What of a record people are shown: what has less is none."""
+
 
 @dataclass(frozen=True)
 class Side:
@@ -165,7 +186,12 @@ def annotations_of(record: Path) -> Path:
 def read_record(path: Path) -> dict[str, Any]:
     """The record in a file; RequestError where it is none."""
     record = read_json(path)
-    if not isinstance(record, dict) or not {"id", "a", "b", "judge", "rates", "annotations"} <= record.keys():
+    named = ("a", "b", "judge")
+    if (
+        not isinstance(record, dict)
+        or not record.keys() >= SHOWN
+        or not all(isinstance(record[key], dict) and isinstance(record[key].get("name"), str) for key in named)
+    ):
         raise RequestError(f"{path} is no record of a match; `posttrain judge show` lists those there are")
     return record
 

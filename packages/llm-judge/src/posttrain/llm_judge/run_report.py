@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from posttrain.llm_judge.printable import printable
 from posttrain.llm_judge.progress import spent
 
 Line = tuple[str, str, str]
@@ -15,11 +16,12 @@ Line = tuple[str, str, str]
 
 def print_record(console: Console, record: Mapping[str, Any]) -> None:
     """Prints a record, finished or not, in a screen's length."""
-    names = record["a"]["name"], record["b"]["name"]
+    names = printable(record["a"]["name"]), printable(record["b"]["name"])
+    judge = printable(record["judge"]["name"])
     prompts, comparisons = record["prompts"], record["comparisons"]
     several = f", {comparisons} comparisons" if comparisons != prompts else ""
     console.print(
-        f"{names[1]} (B) against {names[0]} (A), judged by {record['judge']['name']}: {prompts} prompts{several}",
+        f"{names[1]} (B) against {names[0]} (A), judged by {judge}: {prompts} prompts{several}",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -36,7 +38,7 @@ def print_record(console: Console, record: Mapping[str, Any]) -> None:
     if power := record["power"]:
         console.print(power["sentence"], highlight=False, soft_wrap=True)
     for warning in record["warnings"]:
-        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"warning: {printable(warning)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _lines(record: Mapping[str, Any]) -> Iterator[Line]:
@@ -122,7 +124,7 @@ def _print_groups(console: Console, score: Mapping[str, Any], names: tuple[str, 
         for key in parts[0][group]:
             figures = [part[group][key] for part in parts]
             drawn.add_row(
-                escape(label.format(key)),
+                escape(printable(label.format(key))),
                 *(_with_error(figure["value"], figure["standard_error"]) for figure in figures),
             )
     console.print(drawn)

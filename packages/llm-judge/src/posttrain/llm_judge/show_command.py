@@ -77,9 +77,16 @@ def _list(runs: Path, as_json: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from posttrain.llm_judge.printable import printable
     from posttrain.llm_judge.records import read_record
 
-    records = sorted((read_record(path) for path in runs.glob("*.json")), key=lambda one: str(one.get("created")))
+    records = []
+    for path in runs.glob("*.json"):
+        try:
+            records.append(read_record(path))
+        except RequestError as error:  # something else lies there: the records are shown all the same
+            print(f"warning: {printable(str(error))}", file=sys.stderr)
+    records.sort(key=lambda one: str(one["created"]))
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else FULL_WIDTH)
     table = Table(box=None, pad_edge=False)
     for heading in ("id", "made", "B", "against A", "judge"):
@@ -90,8 +97,11 @@ def _list(runs: Path, as_json: bool) -> None:
         rates = one["rates"] or {}
         figures = [rates.get("win_rate"), rates.get("standard_error")]
         table.add_row(
-            one["id"],
-            *(escape(text) for text in (one["created"], one["b"]["name"], one["a"]["name"], one["judge"]["name"])),
+            printable(one["id"]),
+            *(
+                escape(printable(text))
+                for text in (one["created"], one["b"]["name"], one["a"]["name"], one["judge"]["name"])
+            ),
             str(one["prompts"]),
             *("" if figure is None else f"{figure:.2f}" for figure in figures),
         )

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from posttrain.llm_judge.comparisons import Order
 from posttrain.llm_judge.exchange import Judged
+from posttrain.llm_judge.printable import printable
 from posttrain.llm_judge.show_selection import Pair
 
 OUTCOMES = {"win": "B wins", "loss": "A wins", "tie": "a draw", "unparsed": "without a verdict"}
@@ -19,20 +20,25 @@ SHOWN = {"ab": "A shown first", "ba": "B shown first", "a": "A alone", "b": "B a
 
 def print_pair(console: Console, pair: Pair, number: int, of: int, record: Mapping[str, Any]) -> None:
     """Prints the `number`th of so many pairs."""
-    console.print(Rule(Text(f"{number} of {of}: {_heading(pair)}"), align="left"))
+    console.print(Rule(_text(f"{number} of {of}: {_heading(pair)}"), align="left"))
     for role, text in _before(pair):
-        console.print(Text(f"{role}: ", style="dim"), Text(text), sep="")
+        console.print(Text(f"{role}: ", style="dim"), _text(text), sep="")
     asked, turns = pair.comparison, pair.game.turns
     table = Table(expand=True, show_lines=turns > 1)
     for letter, side, answers in (("A", record["a"], asked.answers_a), ("B", record["b"], asked.answers_b)):
         length = sum(map(len, answers[:turns]))
-        table.add_column(Text(f"{letter}: {side['name']} ({length} characters)"), ratio=1, overflow="fold")
+        table.add_column(_text(f"{letter}: {side['name']} ({length} characters)"), ratio=1, overflow="fold")
     for turn in range(turns):
-        console.print(Text(f"turn {turn + 1}: " if turns > 1 else "", style="dim"), Text(asked.questions[turn]), sep="")
-        table.add_row(Text(asked.answers_a[turn]), Text(asked.answers_b[turn]))
+        heading = Text(f"turn {turn + 1}: " if turns > 1 else "", style="dim")
+        console.print(heading, _text(asked.questions[turn]), sep="")
+        table.add_row(_text(asked.answers_a[turn]), _text(asked.answers_b[turn]))
     console.print(table)
     for order, judged in pair.judged:
         console.print(_said(order, judged))
+
+
+def _text(text: str) -> Text:
+    return Text(printable(text))
 
 
 def _heading(pair: Pair) -> str:
@@ -62,7 +68,7 @@ def _said(order: Order, judged: Judged) -> RenderableType:
         verdict = f"grade {decision.value:g}"
     else:
         verdict = f"{_whose(preference)} (verdict {decision.label}, P(B is better) {preference:.3f})"
-    return Panel(Text(decision.raw or "(nothing)"), title=Text(f"{SHOWN[order]}: {verdict}"), title_align="left")
+    return Panel(_text(decision.raw or "(nothing)"), title=_text(f"{SHOWN[order]}: {verdict}"), title_align="left")
 
 
 def _whose(preference: float) -> str:
