@@ -30,6 +30,18 @@ def judged(comparison, order="ab", value=0.75, turn=0, replicate=0, judge=JUDGE)
     return Judgement(judgement_key(judge, game), judge, order, decision, created=0.0), game
 
 
+def test_what_was_cut_is_another_pair_for_a_judge_that_knows_and_the_same_for_one_that_sees_texts():
+    whole, cut = compared(), compared(cut_b=True)
+    reward, chat = {"judge": "reward", "source": "rm", "digest": "d"}, JUDGE
+    assert judgement_key(reward, Game(whole, "ab")) != judgement_key(reward, Game(cut, "ab"))
+    assert judgement_key(chat, Game(whole, "ab")) == judgement_key(chat, Game(cut, "ab"))
+    # Orders may come from different files: a chat judge's belong together, a reward model's do not.
+    games = [(whole, "ab", 0.75), (cut, "ba", 0.5)]
+    (of_reward,) = tabulate(judged(*game, judge=reward) for game in games)
+    (of_chat,) = tabulate(judged(*game, judge=chat) for game in games)
+    assert (len(of_reward.pairs.first), len(of_chat.pairs.first)) == (2, 1)
+
+
 def test_two_orders_of_one_pair_are_one_row_in_whatever_order_they_come():
     first, second = compared(human=1.0, category="colours"), compared("Name a town.", a="Rome", b="Oslo")
     (table,) = tabulate(

@@ -15,6 +15,7 @@ from posttrain.core.errors import RequestError
 from posttrain.core.files import read_jsonl
 from posttrain.llm_judge.comparisons import Game, Order
 from posttrain.llm_judge.exchange import TURNS, Judged, annotator_name
+from posttrain.llm_judge.judgements import sees_cut
 from posttrain.llm_judge.statistics.pairs import Floats, Pairs
 
 Paired = Mapping[Order, Judged]
@@ -70,7 +71,9 @@ def paired(annotations: Iterable[Judged]) -> list[Paired]:
     for judgement, game in annotations:
         asked = game.comparison
         of = annotator_name(judgement.judge), asked.generator_a, asked.generator_b, len(game.order)
-        pair = (*of, asked.prompt_id, asked.questions, asked.answers_a, asked.answers_b, game.turns, game.replicate)
+        cut = (asked.cut_a, asked.cut_b) if sees_cut(judgement.judge) else None
+        shown = asked.prompt_id, asked.questions, asked.answers_a, asked.answers_b, cut
+        pair = (*of, *shown, game.turns, game.replicate)
         times[pair, game.order] += 1
         pairs.setdefault((pair, times[pair, game.order]), {})[game.order] = judgement, game
     return list(pairs.values())

@@ -79,9 +79,10 @@ class Game:
         last = self.turns == len(self.comparison.questions)
         return {"a": last and self.comparison.cut_a, "b": last and self.comparison.cut_b}
 
-    def definition(self) -> dict[str, Any]:
+    def definition(self, sees_cut: bool = True) -> dict[str, Any]:
         """All of it that a judge may see, and the replicate: what tells two games of one judge apart. A and B are not
-        in it: the same two texts in the same order are the same game whoever wrote them."""
+        in it: the same two texts in the same order are the same game whoever wrote them. `sees_cut`: whether the judge
+        knows which answers were cut."""
         asked = self.comparison
         found: dict[str, Any] = {
             "history": [message.model_dump() for message in asked.history],
@@ -92,6 +93,6 @@ class Game:
             "replicate": self.replicate,
         }
         # Left out where nothing was cut, as most files of answers have it.
-        if (asked.cut_a or asked.cut_b) and any(cut := [self.cut[which] for which in self.order]):
+        if sees_cut and (asked.cut_a or asked.cut_b) and any(cut := [self.cut[which] for which in self.order]):
             found["cut"] = cut
         return found

@@ -76,19 +76,25 @@ class Judge(Protocol):
         """About how many tokens the prompt and, at most, the answer will have, and their cost; None: not known."""
 
 
+def sees_cut(identity: Mapping[str, Any]) -> bool:
+    """Whether the judge of this identity knows which answers were cut at their greatest length: one that is asked by a
+    protocol is shown texts alone."""
+    return "protocol" not in identity
+
+
 def judgement_key(identity: Mapping[str, Any], game: Game) -> str:
     """Hex SHA-256 of judge and game: what is equal here is never paid for twice."""
-    return digest_json([dict(identity), game.definition()])
+    return digest_json([dict(identity), game.definition(sees_cut(identity))])
 
 
 def judgement_keys(identity: Mapping[str, Any], games: Iterable[Game]) -> list[str]:
     """`judgement_key` of each game, at a fifth of its time: the judge's part is made once, and a game is only texts and
     whole numbers, which orjson writes as canonical JSON has them."""
     start = hashlib.sha256(f"[{canonical_json(dict(identity))},".encode())
-    keys = []
+    keys, cut_counts = [], sees_cut(identity)
     for game in games:
         sha = start.copy()
-        sha.update(orjson.dumps(game.definition(), option=orjson.OPT_SORT_KEYS))
+        sha.update(orjson.dumps(game.definition(cut_counts), option=orjson.OPT_SORT_KEYS))
         sha.update(b"]")
         keys.append(sha.hexdigest())
     return keys

@@ -96,7 +96,7 @@ class Protocol:
         RequestError where the template fails or does not show the texts as they are.
         """
         texts = texts_of(game, self.template.shows)
-        nonce = nonce or quoting.nonce_for(game.definition(), texts.values())
+        nonce = nonce or quoting.nonce_for(game.definition(sees_cut=False), texts.values())
         user = self._fill("user", self._variables(game, texts, nonce), nonce)
         self._check(user, texts, nonce)
         said = (Message(role="system", content=self.template.system), Message(role="user", content=user))
