@@ -5,6 +5,7 @@ import asyncio
 import json
 import logging
 import sys
+import threading
 from pathlib import Path
 
 import httpx
@@ -85,6 +86,37 @@ def test_a_judge_that_is_away_is_503(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert (response.status_code, response.json()["error"]["code"]) == (503, "judge_unavailable")
         assert response.headers["Retry-After"] == "1"
         assert refused(client, 503, {"comparisons": [item()]}, "/runs")["code"] == "judge_unavailable"
+
+
+def test_a_reward_service_that_does_not_answer_holds_up_nobody_else_and_is_asked_once_for_all(tmp_path: Path):
+    asked: list[str] = []
+    until = threading.Event()
+
+    async def hangs(scope, receive, send):
+        asked.append(scope["path"])
+        while not until.is_set():
+            await asyncio.sleep(0.01)
+
+    with served(Scripted()) as url, served(hangs) as away:
+        judges = {"rm": {"reward": {"url": away}}, "scripted": settings(tmp_path, url).judges["scripted"].model_dump()}
+        app = create_app(settings(tmp_path, url, judges=judges))
+
+        async def scenario(address: str) -> None:
+            async with httpx.AsyncClient(base_url=address, timeout=10) as http:
+                body = {"comparisons": items(2), "judge": "rm"}
+                waiting = [asyncio.create_task(http.post("/judge", json=body)) for _ in range(40)]
+                while app.state.judging.waiting < 80:
+                    await asyncio.sleep(0.01)
+                response = await http.post("/judge", json={"comparisons": items(2), "judge": "scripted"})
+                assert response.status_code == 200
+                for one in waiting:
+                    one.cancel()
+                await asyncio.gather(*waiting, return_exceptions=True)
+
+        with served(ServiceMiddleware(app, api_key=""), "on") as address:
+            asyncio.run(scenario(address))
+            assert asked == ["/v1/sources"]
+            until.set()
 
 
 def test_an_unforeseen_failure_is_500_and_the_log_says_where_but_not_what(client, monkeypatch, caplog):

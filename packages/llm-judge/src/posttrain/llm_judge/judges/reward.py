@@ -32,12 +32,19 @@ Scale = Literal["model", "verifier"]
 class RewardJudge:
     """Judges by one source of a reward service; to be used in one event loop.
 
-    `scale` of None: `scale_of` what the service says of the source. RequestError when it has no such source. JudgeRefused
-    once the source is another than it was at the start.
+    `digests`: what the service has just said of its sources; None: it is asked. `scale` of None: `scale_of` what it
+    says of this one. RequestError when it has no such source. JudgeRefused once the source is another than it was at
+    the start.
     """
 
-    def __init__(self, client: RewardClient, source: str, scale: Scale | None = None) -> None:
-        digests = client.sources()
+    def __init__(
+        self,
+        client: RewardClient,
+        source: str,
+        scale: Scale | None = None,
+        digests: Mapping[str, str] | None = None,
+    ) -> None:
+        digests = client.sources() if digests is None else digests
         if source not in digests:
             raise RequestError(f"{client.url} has no source '{source}' {suggest(source, digests)}")
         self.source, self.digest = source, digests[source]

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import httpx
@@ -32,6 +33,9 @@ class Judges:
         self.limits = {name: Limits(one.limits) for name, one in settings.items()}
         self._chat = {name: _server(one.chat, self.limits[name]) for name, one in settings.items() if one.chat}
         self._reward = {name: _client(one.reward) for name, one in settings.items() if one.reward}
+        # A reward service that is away keeps its own thread waiting, and nobody else's.
+        self._threads = ThreadPoolExecutor(max(len(self._reward), 1), thread_name_prefix="sources")
+        self._asking: dict[str, asyncio.Task[dict[str, str]]] = {}
 
     def needs_protocol(self, name: str) -> bool:
         """Whether the judge is asked with a prompt."""
@@ -45,21 +49,35 @@ class Judges:
         if settings.chat and protocol:
             yield DiscreetJudge(ChatJudge(settings.chat, protocol, self._chat[name]), name)
         if settings.reward:
-            judge = await asyncio.to_thread(self._reward_judge, name, settings.reward)
+            judge = await self._reward_judge(name, settings.reward)
             # One for each match: it keeps every score that it had, and must notice when the model becomes another.
             async with judge:
                 yield DiscreetJudge(judge, name, self.limits[name])
 
-    def _reward_judge(self, name: str, settings: RewardBackend) -> RewardJudge:
+    async def _reward_judge(self, name: str, settings: RewardBackend) -> RewardJudge:
         try:
-            return RewardJudge(self._reward[name], settings.source, settings.scale)
+            digests = await self._digests(name)
+            return RewardJudge(self._reward[name], settings.source, settings.scale, digests)
         except RequestError as error:
             raise discreet(JudgeRefused(str(error)), f"judge '{name}'") from None
         except PosttrainError as error:
             raise discreet(error, f"judge '{name}'") from None
 
+    async def _digests(self, name: str) -> dict[str, str]:
+        """What the judge's reward service says of its sources: asked once for all who want to know at the same time."""
+        asking = self._asking.get(name)
+        if asking is None:
+            asking = self._asking[name] = asyncio.create_task(self._ask(self._reward[name]))
+            asking.add_done_callback(lambda _: self._asking.pop(name))
+        # Whoever waits may leave, and the others still want it.
+        return await asyncio.shield(asking)
+
+    async def _ask(self, client: RewardClient) -> dict[str, str]:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, client.sources)
+
     async def aclose(self) -> None:
         """Ends the connections."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
         for server in self._chat.values():
             await server.aclose()
         for client in self._reward.values():

@@ -252,8 +252,8 @@ class Runs:
         return read_record(write_record(Path(self._settings.records), contest.played, record))
 
     async def _told(self, run: Run) -> RunAnswer:
-        contest = run.contest
-        if run.summary.ended is not None and contest is None and (outcome := await asyncio.to_thread(run.files.outcome)):
+        contest, over = run.contest, run.contest is None and run.summary.ended is not None
+        if over and (outcome := await asyncio.to_thread(run.files.outcome)):
             return outcome
         if contest and contest.noting.found and time.monotonic() - run.rated >= RATES_EVERY:
             run.rated = time.monotonic()

@@ -49,8 +49,8 @@ class RewardBackend(Settings):
     url: Url
     source: str = "rm"
     scale: Scale | None = None
-    """`model`: differences of scores are log-odds; `verifier`: only their sign counts. None: a source whose version is a
-    number is a verifier."""
+    """`model`: differences of scores are log-odds; `verifier`: only their sign counts. None: a source whose version is
+    a number is a verifier."""
     api_key_variable: str = SERVICE_KEY
 
 
