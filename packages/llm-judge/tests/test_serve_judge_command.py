@@ -9,6 +9,7 @@ import pytest
 
 from posttrain.core import cli, serving
 from posttrain.core.errors import RequestError
+from posttrain.llm_judge.serving.command import parse_judges
 from posttrain.llm_judge.serving.settings import ENVIRONMENT, JudgeServiceSettings, from_environment
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -86,6 +87,18 @@ def test_a_url_is_asked_for_its_model_and_what_key_it_takes(started: list):
     assert judges["other"].chat.api_key_variable == "OPENAI_API_KEY"
     # By its weights the judge is the same at another address.
     assert judges["scripted"].chat.sha256 == judges["other"].chat.sha256 is not None
+
+
+def test_a_judge_without_a_name_gets_one_that_requests_and_set_can_use(started: list, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    models = {"policy@0": "policy-0", "/models/llama": "models/llama", "gpt-4.1": "gpt-4-1", "org/m:7b": "org/m:7b"}
+    chosen = ["--set", "judges.gpt-4-1.limits.concurrency=3"]
+    serve(*(part for model in models for part in ("--judge", model)), *chosen)
+    judges = settings_of(started).judges
+    assert {one.chat.model: name for name, one in judges.items()} == models
+    assert judges["gpt-4-1"].limits.concurrency == 3
+    with pytest.raises(RequestError, match="choose one"):
+        parse_judges(["@"])
 
 
 def test_a_file_of_settings_comes_below_the_options(started: list, tmp_path: Path):

@@ -87,7 +87,7 @@ def serve_judge(
 
 def parse_judges(given: list[str]) -> dict[str, Any]:
     """The settings of the judges that `--judge` names: `[NAME=]MODEL` or `[NAME=]URL`, called by the model where they
-    have no name. RequestError for one that is given twice, and for a server that is not there."""
+    have no name, with `-` for what no name holds and for dots, at which --set would part it. RequestError for one that is given twice, and for a server that is not there."""
     from posttrain.llm_judge.endpoints import find_endpoint, is_url
 
     judges: dict[str, Any] = {}
@@ -103,11 +103,18 @@ def parse_judges(given: list[str]) -> dict[str, Any]:
                 "api_key_variable": found.key_variable,
                 "sha256": found.digest,
             }
-        name = name or chat["model"]
+        name = name or _default_name(chat["model"])
         if name in judges:
             raise RequestError(f"judge '{name}' is given twice; choose another name (NAME={what})")
         judges[name] = {"chat": chat}
     return judges
+
+
+def _default_name(model: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9_:/-]+", "-", model).strip("-_:/")[:100]
+    if not name:
+        raise RequestError(f"the model '{model}' makes no name for a judge; choose one (NAME={model})")
+    return name
 
 
 def parse_policies(given: list[str]) -> dict[str, str]:
