@@ -61,10 +61,20 @@ async def _generate(contest: Contest, policies: Policies, index: int, side: int,
     contest.generated[index, side] = generated
 
 
+async def _all_or_none(work: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """All of it, none of which goes on after the first failure."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for one in work:
+                group.create_task(one)
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
 async def _until_interrupted(contest: Contest, work: Sequence[Coroutine[Any, Any, None]]) -> None:
     if not work:
         return
-    everything: asyncio.Future[Any] = asyncio.gather(*work)
+    everything = asyncio.create_task(_all_or_none(work))
     interruption: asyncio.Future[Any] = asyncio.create_task(contest.interrupted.wait())
     try:
         await asyncio.wait({everything, interruption}, return_when=asyncio.FIRST_COMPLETED)
