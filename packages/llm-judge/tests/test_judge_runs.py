@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 from starlette.testclient import TestClient
 from tenacity import wait_none
 
@@ -128,8 +129,14 @@ def after_six(client: TestClient, id: str) -> dict:
     return wait(lambda: (run := run_of(client, id))["progress"]["done"] == 6 and run, "six are judged")
 
 
+def games_counted() -> float:
+    labels = {"judge": "scripted", "outcome": "asked"}
+    return REGISTRY.get_sample_value("posttrain_judge_games_total", labels) or 0.0
+
+
 def test_a_run_that_goes_on_tells_its_progress_and_its_rates_so_far(waiting):
     scripted, options = waiting
+    counted = games_counted()
     with service(options()) as client:
         id = submitted(client, items(10))["id"]
         run = after_six(client, id)
@@ -138,6 +145,8 @@ def test_a_run_that_goes_on_tells_its_progress_and_its_rates_so_far(waiting):
         assert run["cost"] == pytest.approx(run["progress"]["cost"])
         assert run["cost"] > 0
         assert run["result"] is run["ended"] is None
+        # And everybody who looks at the metrics.
+        assert games_counted() - counted == 6
         # Of three pairs, or of two: one of which an order is still to be asked is not among them, nor unparsed.
         rates = wait(lambda: (found := run_of(client, id)["rates"]) and found["n_total"] > 1 and found, "of two pairs")
         assert rates["n_total"] <= 3

@@ -60,7 +60,7 @@ class Judging:
 
     def contest(self, wanted: Wanted[Any], **how: Any) -> Contest:
         """A contest that has not begun; `how`: its fields."""
-        return Contest(wanted, NotingStore(self.store), **how)
+        return Contest(wanted, NotingStore(self.store, wanted.judge), **how)
 
     def begin(self, contest: Contest) -> "asyncio.Task[None]":
         """Works on a contest in a task that ends in order once `interrupted` is set."""

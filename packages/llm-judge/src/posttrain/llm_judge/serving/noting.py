@@ -6,13 +6,15 @@ from posttrain.llm_judge.asking import JudgementStore
 from posttrain.llm_judge.comparisons import Game
 from posttrain.llm_judge.judgements import Judgement
 from posttrain.llm_judge.progress import Estimate, Tally
+from posttrain.llm_judge.serving.telemetry import telemetry
 
 
 class NotingStore:
-    """`found` has every judgement of the match that there is so far, by key; `asked` the keys that were asked now."""
+    """`found` has every judgement of the match that there is so far, by key; `asked` the keys that were asked now.
+    What arrives is counted as `judge`'s at once: a run may take hours."""
 
-    def __init__(self, store: JudgementStore) -> None:
-        self._store = store
+    def __init__(self, store: JudgementStore, judge: str) -> None:
+        self._store, self._judge = store, judge
         self.found: dict[str, Judgement] = {}
         self.asked: set[str] = set()
 
@@ -23,6 +25,7 @@ class NotingStore:
 
     async def aput(self, judgement: Judgement, game: Game) -> bool:
         new = await self._store.aput(judgement, game)
+        telemetry().answered(self._judge, judgement.decision)
         if new:  # else another's answer came first, and will be got
             self.found[judgement.key] = judgement
             self.asked.add(judgement.key)

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from prometheus_client import Counter, Histogram
 
+from posttrain.llm_judge.judgements import Decision
 from posttrain.llm_judge.progress import Tally
 
 SECONDS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
@@ -30,15 +31,17 @@ class Telemetry:
         self.cost = Counter("posttrain_judge_cost", "Cost of games asked, where prices are known.", ["judge"])
         self.runs = Counter("posttrain_judge_runs", "Background runs that ended, by how.", ["judge", "state"])
 
+    def answered(self, judge: str, decision: Decision) -> None:
+        """Counts a game that was asked, as its answer arrives."""
+        self.games.labels(judge, "unparsed" if decision.label is None else "asked").inc()
+        self.tokens.labels(judge, "prompt").inc(decision.prompt_tokens)
+        self.tokens.labels(judge, "completion").inc(decision.completion_tokens)
+        self.cost.labels(judge).inc(decision.cost or 0.0)
+
     def match(self, judge: str, tally: Tally) -> None:
-        """Counts what one match came to."""
-        verdicts = tally.asked - tally.unparsed
-        outcomes = {"asked": verdicts, "unparsed": tally.unparsed, "stored": tally.stored, "failed": tally.failed}
-        for outcome, count in outcomes.items():
-            self.games.labels(judge, outcome).inc(count)
-        self.tokens.labels(judge, "prompt").inc(tally.prompt_tokens)
-        self.tokens.labels(judge, "completion").inc(tally.completion_tokens)
-        self.cost.labels(judge).inc(tally.cost or 0.0)
+        """Counts what else one match came to, at its end."""
+        self.games.labels(judge, "stored").inc(tally.stored)
+        self.games.labels(judge, "failed").inc(tally.failed)
 
 
 @lru_cache(maxsize=1)
