@@ -580,5 +580,5 @@ def test_a_table_for_people(judge, capsys):
     assert "4 won, 0 lost, 0 drawn of 4" in lines["discrete win rate %"]
     assert "100.0" in lines["verdicts that survive the swap %"]
     assert "cost unknown" in lines["this run"]
-    assert "With 4 prompts" in shown
+    assert "All of these 4 prompts have the same preference" in shown
     assert "posttrain judge show " in shown.splitlines()[-1]
