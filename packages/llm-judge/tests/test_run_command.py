@@ -12,6 +12,7 @@ from tenacity import wait_none
 
 from posttrain.core import cli
 from posttrain.core.files import read_json, read_jsonl, write_jsonl
+from posttrain.llm_judge import judge_choice
 from posttrain.llm_judge.judges import completions
 from posttrain.llm_judge.judges.script import Script
 
@@ -561,6 +562,46 @@ def test_a_reward_judge_needs_a_service_and_no_protocol(run):
         "--protocol does not belong to a source of rewards"
         in run(a, b, "--judge", "reward:x", "--protocol", "alpaca")[2]
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["reward:"], 2, "--judge reward: names no checkpoint"),
+        (["reward:/nonexist"], 2, "--judge reward:/nonexist names no checkpoint"),
+        (["reward:model", "--source", "gsm8k"], 2, "has the source 'rm' only, not 'gsm8k'"),
+        (["reward:model", "--reward-url", "http://127.0.0.1:9"], 2, "--reward-url does not belong to"),
+        (["reward:model", "--judge-temperature", "0"], 2, "--judge-temperature does not belong to"),
+        (["reward:model", "--max-cost", "1"], 2, "--max-cost does not belong to"),
+        (["reward:model", "--price-in", "1"], 2, "--price-in does not belong to"),
+        (["reward:model", "--store", "old.jsonl/store.db"], 1, "old.jsonl"),
+        (["reward", "--reward-url", "http://127.0.0.1:9"], 1, "127.0.0.1:9"),
+        (["reward", "--reward-url", "http://me:secret@host"], 2, "--reward-url has a user"),
+    ],
+)
+def test_what_is_wrong_with_a_reward_judge_is_told_before_answers_are_generated(
+    run, monkeypatch, arguments, status, message
+):
+    monkeypatch.setattr(judge_choice, "PATIENCE", 0.1)
+    Path("model").mkdir()
+    Path("model/config.json").write_text("{}")
+    stub = policy()
+    with served(stub) as url:
+        ended, record, said = run(answers("old", [0]), url, "--judge", *arguments)
+    assert (ended, record) == (status, None), said
+    assert message in said
+    assert "secret" not in said
+    assert stub.asked == []
+
+
+def test_a_dry_run_does_not_start_a_reward_model(run, monkeypatch):
+    monkeypatch.setattr(judge_choice, "SupervisedService", None)
+    Path("model").mkdir()
+    Path("model/config.json").write_text("{}")
+    a, b = answers("old", [0] * 3), answers("new", [1] * 3)
+    status, estimate, _ = run(a, b, "--judge", "reward:model", "--dry-run")
+    assert (status, estimate["to_ask"], estimate["cost"]) == (0, 6, 0)
+    assert not Path("runs").exists()
 
 
 def test_a_server_that_is_not_there_is_failed_work(run):

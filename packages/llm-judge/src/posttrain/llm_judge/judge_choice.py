@@ -13,16 +13,19 @@ from typing import Any
 from posttrain.core.clients import RewardClient
 from posttrain.core.config import validate
 from posttrain.core.errors import RequestError
+from posttrain.core.hashing import digest_checkpoint
 from posttrain.core.supervised import SupervisedService
-from posttrain.llm_judge.endpoints import find_endpoint, is_url
+from posttrain.llm_judge.endpoints import check_plain, find_endpoint, is_url
 from posttrain.llm_judge.judges.chat import ChatJudge, ChatSettings
 from posttrain.llm_judge.judges.completions import NO_KEY, ChatServer
 from posttrain.llm_judge.judges.reward import RewardJudge, Scale
 from posttrain.llm_judge.limits import Limits
-from posttrain.llm_judge.prices import Price, check_max_cost
+from posttrain.llm_judge.prices import check_max_cost, find_price
 from posttrain.llm_judge.protocols import Protocol, load_protocol
 
 REWARD = "reward"
+NONE = "none"
+"""A temperature that is not sent."""
 DEFAULT_PROTOCOL, DEFAULT_SOURCE = "alpaca", "rm"
 PATIENCE = 20.0
 """Seconds for a reward service to answer at all."""
@@ -44,14 +47,21 @@ class JudgeWish:
     source: str | None = None
     scale: Scale | None = None
     reward_url: str | None = None
-    temperature: float | None = 0.0
-    """None: not sent."""
+    temperature: str | None = None
+    """A number, or NONE: not sent. None: 0."""
     max_tokens: int | None = None
     seed: int | None = None
     extra: Mapping[str, Any] | None = None
     """Further fields of each request."""
+    price_in: float | None = None
+    """Of a million tokens of prompts."""
+    price_out: float | None = None
+    prices: Path | None = None
+    max_cost: float | None = None
     logs: Path = Path()
     """Where the log of a server that is started goes."""
+    dry_run: bool = False
+    """Nothing is started: the judge is there for an estimate only."""
 
     @property
     def is_reward(self) -> bool:
@@ -64,25 +74,14 @@ def find_protocol(wish: JudgeWish) -> Protocol | None:
     return None if wish.is_reward else load_protocol(wish.protocol or DEFAULT_PROTOCOL)
 
 
-def find_judge(
-    wish: JudgeWish,
-    protocol: Protocol | None,
-    price_of: Callable[[str], Price | None],
-    max_cost: float | None,
-) -> Opener:
-    """What opens the judge. `price_of`: the price of a model, None where it is not known.
+def find_judge(wish: JudgeWish, protocol: Protocol | None) -> Opener:
+    """What opens the judge.
 
-    RequestError where the wish contradicts itself, or a server has no such model; ServiceUnavailable where it does not
-    answer.
+    RequestError where the wish contradicts itself, or a server has no such model or source; ServiceUnavailable where it
+    does not answer.
     """
     if protocol is None:
-        tokens, fields = {"--judge-max-tokens": wish.max_tokens, "--judge-seed": wish.seed}, {"--set": wish.extra}
-        _refuse(wish, "a source of rewards", {"--protocol": wish.protocol, "--model": wish.model} | tokens | fields)
-        if wish.judge == REWARD and not (wish.reward_url or os.environ.get("REWARD_URL")):
-            raise RequestError(
-                "--judge reward needs a reward service; name it with --reward-url or REWARD_URL, or a reward model "
-                "with --judge reward:CHECKPOINT"
-            )
+        _check_reward(wish)
         return lambda stack, _: _open_reward(wish, stack)
     _refuse(wish, "a chat model", {"--source": wish.source, "--scale": wish.scale, "--reward-url": wish.reward_url})
     model = wish.judge
@@ -96,13 +95,13 @@ def find_judge(
         sha256 = endpoint.digest
     elif wish.model:
         raise RequestError(f"--model is for a judge by its address, and --judge {wish.judge} is a model already")
-    price = price_of(model)
-    check_max_cost(max_cost, price, model)
+    price = find_price(model, wish.price_in, wish.price_out, wish.prices)
+    check_max_cost(wish.max_cost, price, model)
     settings = validate(
         ChatSettings,
         {
             "model": model,
-            "temperature": wish.temperature,
+            "temperature": _temperature(wish.temperature),
             "max_tokens": wish.max_tokens,
             "seed": wish.seed,
             "extra": dict(wish.extra or {}),
@@ -114,10 +113,74 @@ def find_judge(
     return lambda _, limits: ChatJudge(settings, protocol, ChatServer(limits, base_url=url, api_key=key, price=price))
 
 
+def _temperature(text: str | None) -> float | None:
+    if text == NONE:
+        return None
+    try:
+        return float(text or 0)
+    except ValueError:
+        raise RequestError(f"--judge-temperature takes a number or '{NONE}', not '{text}'") from None
+
+
+def _check_reward(wish: JudgeWish) -> None:
+    """Finds what is wrong with a source of rewards before anything else is begun."""
+    asked = {
+        "--protocol": wish.protocol,
+        "--model": wish.model,
+        "--judge-temperature": wish.temperature,
+        "--judge-max-tokens": wish.max_tokens,
+        "--judge-seed": wish.seed,
+        "--set": wish.extra,
+    }
+    paid = {
+        "--max-cost": wish.max_cost,
+        "--price-in": wish.price_in,
+        "--price-out": wish.price_out,
+        "--prices": wish.prices,
+    }
+    _refuse(wish, "a source of rewards", asked | paid)
+    _, colon, checkpoint = wish.judge.partition(":")
+    if colon:
+        _refuse(wish, "a reward model of one's own", {"--reward-url": wish.reward_url})
+        folder = Path(checkpoint).expanduser()
+        if not checkpoint or not (folder / "config.json").is_file():
+            raise RequestError(
+                f"--judge {wish.judge} names no checkpoint; give the folder of a reward model, with its config.json"
+            )
+        if wish.source not in (None, DEFAULT_SOURCE):
+            raise RequestError(
+                f"--judge {wish.judge} has the source '{DEFAULT_SOURCE}' only, not '{wish.source}'; leave --source out"
+            )
+        return
+    url = wish.reward_url or os.environ.get("REWARD_URL")
+    if not url:
+        raise RequestError(
+            "--judge reward needs a reward service; name it with --reward-url or REWARD_URL, or a reward model with "
+            "--judge reward:CHECKPOINT"
+        )
+    check_plain(url, "--reward-url" if wish.reward_url else "REWARD_URL")
+    with ExitStack() as stack:
+        _open_reward(wish, stack)  # says at once whether the service is there, and has the source
+
+
+class _NotStarted(RewardClient):
+    """The service of a checkpoint that is not started, as far as it is known beforehand."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__("http://127.0.0.1")
+        self._checkpoint = checkpoint
+
+    def sources(self) -> dict[str, str]:
+        return {DEFAULT_SOURCE: digest_checkpoint(self._checkpoint)}
+
+
 def _open_reward(wish: JudgeWish, stack: ExitStack) -> RewardJudge:
     _, _, checkpoint = wish.judge.partition(":")
+    folder = str(Path(checkpoint).expanduser())
+    if checkpoint and wish.dry_run:
+        return RewardJudge(stack.enter_context(closing(_NotStarted(Path(folder)))), DEFAULT_SOURCE, wish.scale)
     if checkpoint:
-        service = SupervisedService("reward", ["reward", checkpoint], wish.logs / "reward.log")
+        service = SupervisedService("reward", ["reward", folder], wish.logs / "reward.log")
         url = stack.enter_context(service).url
     else:
         url = wish.reward_url or os.environ["REWARD_URL"]

@@ -20,7 +20,6 @@ ANSWERS = "answers"
 """Below the folder of records: what models answered, and the logs of services that were started."""
 INTERRUPTED = 130
 """Exit status after a signal."""
-NONE = "none"
 
 
 def run(
@@ -68,8 +67,11 @@ def run(
         str | None, typer.Option(metavar="URL", help="With --judge reward: else REWARD_URL.", show_default=False)
     ] = None,
     judge_temperature: Annotated[
-        str, typer.Option(metavar="NUMBER", help=f"Of the judge; '{NONE}' for models that refuse one.")
-    ] = "0",
+        str | None,
+        typer.Option(
+            metavar="NUMBER", help="Of the judge; 'none' for models that refuse one. Else 0.", show_default=False
+        ),
+    ] = None,
     judge_max_tokens: Annotated[
         int | None, typer.Option(help="Of a reply of the judge, else the protocol's.", show_default=False)
     ] = None,
@@ -139,8 +141,8 @@ def run(
     from posttrain.llm_judge.limits import LimitSettings
     from posttrain.llm_judge.playing import expect, play_match, unfinished
     from posttrain.llm_judge.prepared import MatchWish, prepare
-    from posttrain.llm_judge.prices import find_price
     from posttrain.llm_judge.records import read_record, record_of, write_record
+    from posttrain.llm_judge.store import Store
 
     sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     generation = validate(Generation, sampling, "judge run")
@@ -153,17 +155,22 @@ def run(
         source=source,
         scale=scale,
         reward_url=reward_url,
-        temperature=_temperature(judge_temperature),
+        temperature=judge_temperature,
         max_tokens=judge_max_tokens,
         seed=judge_seed,
         extra=apply_overrides({}, fields) if fields else None,
+        price_in=price_in,
+        price_out=price_out,
+        prices=prices,
+        max_cost=max_cost,
         logs=runs / ANSWERS,
+        dry_run=dry_run,
     )
     asked = find_protocol(wish)
     if stop_when_clear and asked and asked.template.shows == "one":
         raise RequestError(f"--stop-when-clear is for comparisons, and the protocol {asked.name} grades single answers")
     refuse_unwritable(runs.absolute())
-    opener = find_judge(wish, asked, lambda name: find_price(name, price_in, price_out, prices), max_cost)
+    opener = find_judge(wish, asked)
     ready = prepare(
         MatchWish(a, b, prompts, (name_a, name_b), (model_a, model_b), limit, seed, allow_missing=allow_missing)
     )
@@ -178,6 +185,7 @@ def run(
         if as_json:
             print(json.dumps(asdict(estimate)))
         return
+    Store(kept).close()  # says at once, not after hours of answers, that it cannot be used
     match = ready.match(answering, asked, replicates)
     played, opened = play_match(match, opener, limits, kept, stop_when_clear=stop_when_clear)
     files = {"prompts": str(prompts) if prompts else None, "difficulty": str(difficulty) if difficulty else None}
@@ -201,15 +209,6 @@ def run(
     if path is None:
         _say(["interrupted; the same command goes on from here"])
         raise typer.Exit(INTERRUPTED)
-
-
-def _temperature(text: str) -> float | None:
-    if text == NONE:
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise RequestError(f"--judge-temperature takes a number or '{NONE}', not '{text}'") from None
 
 
 def _say(notes: Sequence[str]) -> None:
