@@ -46,9 +46,21 @@ def client(url: str, tmp_path: Path):
         yield connected
 
 
+def test_a_judge_that_answers_not_one_of_a_few_games_is_503(url, scripted, tmp_path):
+    with service(settings(tmp_path, url)) as client:
+        scripted.refusal = 500
+        error = refused(client, 503, {"comparisons": items(2)})
+        assert error["code"] == "judge_unavailable"
+        assert "'scripted' gave no answer (status 500) to any of 4 games" in error["message"]
+
+
 @pytest.mark.parametrize(
     ("status", "code", "says"),
-    [(401, "judge_refused", "status 401"), (404, "judge_refused", "status 404"), (500, "work_failed", "status 500")],
+    [
+        (401, "judge_refused", "status 401"),
+        (404, "judge_refused", "status 404"),
+        (500, "judge_unavailable", "status 500"),
+    ],
 )
 def test_a_judge_that_cannot_be_had_is_told_without_key_address_or_text(
     url, scripted, tmp_path, monkeypatch, caplog, status, code, says
@@ -57,7 +69,7 @@ def test_a_judge_that_cannot_be_had_is_told_without_key_address_or_text(
     scripted.refusal = status
     body = {"comparisons": [item(number, output_1=f"{SECRET} {number}") for number in range(8)]}
     with caplog.at_level(logging.INFO), service(settings(tmp_path, url)) as client:
-        error = refused(client, 500, body)
+        error = refused(client, 503 if status == 500 else 500, body)
         assert (error["code"], says in error["message"]) == (code, True)
         assert url not in error["message"]
         # Healed, it goes on.

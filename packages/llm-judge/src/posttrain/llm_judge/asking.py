@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, 
 from typing import Any, Literal, Protocol
 
 from posttrain.core.clients import ServiceUnavailable
-from posttrain.core.errors import PosttrainError, WorkError
+from posttrain.core.errors import PosttrainError
 from posttrain.llm_judge.comparisons import Game
 from posttrain.llm_judge.judgements import Decision, Judge, Judgement, JudgeRefused
 from posttrain.llm_judge.limits import BudgetSpent
@@ -177,7 +177,7 @@ class Asking:
             return
         self._unanswered += 1
         if self._unanswered >= GIVE_UP_AFTER:
-            self._give_up(WorkError(f"the judge left {self._unanswered} games in a row without an answer: {error}"))
+            self._give_up(ServiceUnavailable(f"the judge left {self._unanswered} games in a row without an answer: {error}"))
 
     def _give_up(self, error: Exception) -> None:
         self._error = self._error or error

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from posttrain.core.clients import ServiceUnavailable
 from posttrain.core.errors import PosttrainError
 from posttrain.llm_judge.asking import Asking, Ended, Entry, JudgementStore
 from posttrain.llm_judge.comparisons import Game
@@ -35,6 +36,8 @@ class Failure:
 
     game: Game
     why: str
+    unavailable: bool = False
+    """The judge's server gave no answer, which says nothing about this game."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ class _Run:
     def failed(self, entry: Entry, error: PosttrainError) -> None:
         """A game has no answer."""
         self.tally.failed += 1
-        self.failures.append(Failure(entry[1], str(error)))
+        self.failures.append(Failure(entry[1], str(error), isinstance(error, ServiceUnavailable)))
         self._settle(entry[0], None)
         self._look()
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from posttrain.core.clients import ServiceUnavailable
 from posttrain.core.errors import PosttrainError
 from posttrain.core.hashing import canonical_json
 from posttrain.llm_judge.judgements import JudgeRefused, judgement_key
@@ -76,8 +77,8 @@ class Judging:
     ) -> JudgeAnswer | None:
         """The answer on all comparisons; None when `gone` returns before. `until`: the monotonic time of the deadline.
 
-        Overloaded, DeadlineExceeded, BudgetSpent; WorkError when the judge or the store cannot be had at all. Single
-        games that fail are told in the answer.
+        Overloaded, DeadlineExceeded, BudgetSpent; ServiceUnavailable when the judge answers none of what it is asked;
+        WorkError when the judge or the store cannot be had at all. Single games that fail are told in the answer.
         """
         count = len(wanted.request.comparisons)
         # A lone large request is never refused for its own size: that is what `max_comparisons` is for.
@@ -151,6 +152,8 @@ def _answer(contest: Contest) -> JudgeAnswer:
         )
     if report.ended == "interrupted":
         raise Stopping("the service is being ended; what was judged is kept, ask again in a while")
+    if report.failures and report.tally.asked == 0 and all(failure.unavailable for failure in report.failures):
+        raise ServiceUnavailable(f"{report.failures[0].why} to any of {report.tally.failed} games; come again later")
     identity = contest.judge.identity
     failed = {judgement_key(identity, failure.game): failure.why for failure in report.failures}
     games = contest.keyed.comparisons()
