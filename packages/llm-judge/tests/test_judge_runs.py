@@ -254,7 +254,7 @@ def test_a_run_whose_judge_fails_says_so_and_is_begun_again_by_the_same_request(
         submitted(client, items(4))
         some = wait(lambda: (run := run_of(client, failed["id"]))["error"] != failed["error"] and run, "it ended again")
         some = ended(client, some["id"])
-        assert "8 games have no answer" in some["error"]
+        assert "8 games have no answer, the first, of comparisons[0], because judge 'scripted' refused" in some["error"]
         scripted.refusal = None
         submitted(client, items(4))
         assert wait(lambda: run_of(client, failed["id"])["state"] == "done", "it is done")
@@ -338,6 +338,18 @@ def test_a_judge_that_became_another_fails_the_runs_that_were_asked_of_the_first
         other = submitted(client, items(10))["id"]
         assert other != id
         assert ended(client, other)["state"] == "done"
+
+
+def test_a_run_whose_judge_the_settings_lack_waits_until_they_have_it_again(waiting):
+    scripted, options = waiting
+    with service(options()) as client:
+        id = submitted(client, items(10))["id"]
+    other = options().judges["scripted"].model_copy()
+    with service(options().model_copy(update={"judges": {"other": other}})) as client:
+        assert run_of(client, id)["state"] == "queued"
+    scripted.last = None
+    with service(options()) as client:
+        assert ended(client, id)["state"] == "done"
 
 
 def test_a_run_may_stop_as_soon_as_it_is_clear(tmp_path: Path):

@@ -53,6 +53,8 @@ class Contest:
     """By place of the comparison and side."""
     missing: dict[int, str] = field(default_factory=dict)
     """Places of comparisons that lack an answer, and why."""
+    places: list[int] = field(default_factory=list)
+    """Where in the request each comparison of the match stands."""
     judge: Judge | None = None
     match: Match | None = None
     """None until the judge and the answers are there."""

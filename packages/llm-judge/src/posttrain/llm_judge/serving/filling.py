@@ -30,16 +30,19 @@ async def fill(contest: Contest, policies: Policies) -> list[Comparison]:
 
 def _whole(contest: Contest, items: Sequence[ComparisonItem]) -> list[Comparison]:
     names = contest.wanted.sides[0].name, contest.wanted.sides[1].name
-    comparisons = []
+    comparisons, places = [], []
     for index, item in enumerate(items):
         generated = contest.generated_for(index)
         if generated.keys() == _to_ask(item).keys():
             comparisons.append(item.comparison(names, generated))
+            places.append(index)
         else:
             contest.missing.setdefault(index, "an answer was not generated in time")
+    order = list(range(len(comparisons)))
     if contest.drawn_by is not None:
-        random.Random(contest.drawn_by).shuffle(comparisons)
-    return comparisons
+        random.Random(contest.drawn_by).shuffle(order)
+    contest.places = [places[number] for number in order]
+    return [comparisons[number] for number in order]
 
 
 def _to_ask(item: ComparisonItem) -> dict[int, str]:

@@ -86,8 +86,12 @@ class Runs:
         found = await asyncio.to_thread(self._load)
         for run in sorted(found, key=lambda run: run.summary.created):
             self._runs[run.summary.id] = run
-            if run.summary.state == "queued":
+            if run.summary.state != "queued":
+                continue
+            if self._can_be_played(run):
                 self._enqueue(run)
+            else:
+                log.warning("run %s waits for its judge or protocol, which the settings lack", run.summary.id)
 
     async def aclose(self) -> None:
         """Ends what is played in order; it goes on with the next `open`."""
@@ -139,6 +143,12 @@ class Runs:
                 await self._end(run, "cancelled")
                 run.rated = -RATES_EVERY
         return await self._told(run)
+
+    def _can_be_played(self, run: Run) -> bool:
+        """Whether the settings still have what it was asked of."""
+        protocols = self._judging.catalog.protocols
+        known = run.summary.protocol is None or run.summary.protocol in protocols
+        return known and run.summary.judge in self._settings.judges
 
     def _run(self, id: str) -> Run:
         try:
@@ -285,7 +295,12 @@ def _why_unfinished(contest: Contest) -> str | None:
         index, why = next(iter(sorted(contest.missing.items())))
         return f"{len(contest.missing)} comparisons lack an answer, the first being comparisons[{index}]: {why}"
     if report.failures:
-        return f"{len(report.failures)} games have no answer, the first because {report.failures[0].why}"
+        first = report.failures[0]
+        of = next(number for number, one in enumerate(contest.played.match.comparisons) if one is first.game.comparison)
+        return (
+            f"{len(report.failures)} games have no answer, the first, of comparisons[{contest.places[of]}], because "
+            f"{first.why}; the rates are those of the other comparisons"
+        )
     if report.ended == "budget":
         return f"the money for judge '{contest.wanted.judge}' is spent; what was judged is kept"
     return None
