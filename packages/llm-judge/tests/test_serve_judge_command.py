@@ -10,6 +10,7 @@ import pytest
 from posttrain.core import cli, serving
 from posttrain.core.errors import RequestError
 from posttrain.llm_judge.serving.command import parse_judges
+from posttrain.llm_judge.serving.run_files import lock_runs
 from posttrain.llm_judge.serving.settings import ENVIRONMENT, JudgeServiceSettings, from_environment
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -19,8 +20,10 @@ PACKAGE = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
-def _as_declared(monkeypatch: pytest.MonkeyPatch):
-    """The entry points of this package's pyproject.toml, whatever is installed; no key and no address around."""
+def _as_declared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The entry points of this package's pyproject.toml, whatever is installed; no key and no address around, and the
+    files in a folder of their own."""
+    monkeypatch.chdir(tmp_path)
     declared = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]["entry-points"][cli.GROUP]
     entries = [EntryPoint(name, value, cli.GROUP) for name, value in declared.items()]
     monkeypatch.setattr(cli, "entry_points", lambda group: entries)
@@ -142,6 +145,18 @@ def test_what_cannot_be_served_is_one_line(arguments: list[str], says: str, star
     assert message.startswith("error: ")
     assert says in message
     assert started == []
+
+
+def test_folders_of_another_service_and_a_store_that_is_none_are_one_line(started: list, tmp_path: Path, capsys):
+    with lock_runs(tmp_path / "runs" / "judge" / "service"):
+        assert serve("--reward", "http://127.0.0.1:9") == 2
+    assert "another judge service uses" in capsys.readouterr().err
+    (tmp_path / "none.db").write_text("no store " * 1000)
+    assert serve("--reward", "http://127.0.0.1:9", "--store", "none.db") == 2
+    assert "none.db" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert started == []
+    serve("--reward", "http://127.0.0.1:9")
+    assert len(started) == 1
 
 
 def test_another_servers_key_is_never_sent_in_place_of_a_missing_one(monkeypatch: pytest.MonkeyPatch):

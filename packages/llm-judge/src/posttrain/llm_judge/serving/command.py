@@ -132,16 +132,21 @@ def parse_policies(given: list[str]) -> dict[str, str]:
 
 
 def check_settings(settings: "JudgeServiceSettings") -> None:
-    """RequestError for the first thing that cannot be served: no judge, a missing key, a template that is none."""
+    """RequestError or WorkError for the first thing that cannot be served: no judge, a missing key, a template that is
+    none, a folder of runs that another service has, a store that is none."""
     from posttrain.llm_judge.serving.judges import Judges
     from posttrain.llm_judge.serving.policies import Policies
+    from posttrain.llm_judge.serving.run_files import lock_runs
     from posttrain.llm_judge.serving.wanted import Catalog
+    from posttrain.llm_judge.store import Store
 
     if not settings.judges:
         raise RequestError("there is no judge to serve; name one with --judge MODEL, --judge URL or --reward URL")
     Catalog(settings)
     Judges(settings.judges)
     Policies(settings.policies)
+    lock_runs(Path(settings.runs)).release()
+    Store(Path(settings.store)).close()
 
 
 def _located(settings: "JudgeServiceSettings") -> "JudgeServiceSettings":

@@ -7,10 +7,27 @@ ends the service, the next one knows which runs are to go on.
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from posttrain.core.config import validate
-from posttrain.core.files import atomic_write_bytes, atomic_write_json, read_json
+from posttrain.core.errors import RequestError
+from posttrain.core.files import atomic_write_bytes, atomic_write_json, disk_errors, read_json
 from posttrain.llm_judge.serving.answers import Answer, RunAnswer, RunSummary
 from posttrain.llm_judge.serving.requests import Generated, RunRequest, parse
+
+
+def lock_runs(folder: Path, patience: float = 0.0) -> FileLock:
+    """The lock of a folder of runs, taken: one service has it. RequestError where another one still has it after so
+    many seconds, WorkError where the folder cannot be written."""
+    # Taken in one thread and given back in another.
+    lock = FileLock(folder / ".lock", thread_local=False)
+    try:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=patience)
+    except Timeout:
+        raise RequestError(f"another judge service uses {folder}; name another folder with --set runs=FOLDER") from None
+    return lock
 
 
 class RunBeginning(Answer):

@@ -14,17 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from posttrain.core.errors import PosttrainError, RequestError
-from posttrain.core.files import disk_errors
 from posttrain.llm_judge.records import read_record, record_of, write_record
 from posttrain.llm_judge.serving.answers import Progress, RunAnswer, RunSummary, State
 from posttrain.llm_judge.serving.contest import Contest, Overloaded
 from posttrain.llm_judge.serving.discreet import log_place
 from posttrain.llm_judge.serving.judging import Judging
 from posttrain.llm_judge.serving.requests import RunRequest
-from posttrain.llm_judge.serving.run_files import RunBeginning, RunFiles
+from posttrain.llm_judge.serving.run_files import RunBeginning, RunFiles, lock_runs
 from posttrain.llm_judge.serving.telemetry import telemetry
 from posttrain.llm_judge.serving.wanted import Wanted
 
@@ -71,18 +70,12 @@ class Runs:
         self._workers: dict[str, asyncio.Task[None]] = {}
         self._submitting = asyncio.Lock()
         self._stopping = False
-        # Taken in one thread and given back in another.
-        self._lock = FileLock(self._folder / ".lock", thread_local=False)
+        self._lock: FileLock | None = None
 
     async def open(self) -> None:
         """Knows all runs that there are, and goes on with those that have not ended. RequestError where another service
         has the folder, WorkError where it cannot be written."""
-        try:
-            with disk_errors(self._folder):
-                self._folder.mkdir(parents=True, exist_ok=True)
-                await asyncio.to_thread(self._lock.acquire, timeout=LOCK_PATIENCE)
-        except Timeout:
-            raise RequestError(f"another judge service uses {self._folder}; name another folder of runs") from None
+        self._lock = await asyncio.to_thread(lock_runs, self._folder, LOCK_PATIENCE)
         found = await asyncio.to_thread(self._load)
         for run in sorted(found, key=lambda run: run.summary.created):
             self._runs[run.summary.id] = run
@@ -100,8 +93,8 @@ class Runs:
             if run.contest:
                 run.contest.interrupted.set()
         await asyncio.gather(*self._workers.values())
-        # Nothing where `open` did not get it.
-        self._lock.release()
+        if self._lock:
+            self._lock.release()
 
     async def submit(self, wanted: Wanted[RunRequest]) -> RunAnswer:
         """The run of this request: the one that there is, begun again where it had failed or was cancelled, or a new
