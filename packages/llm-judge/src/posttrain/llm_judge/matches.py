@@ -85,8 +85,9 @@ async def play(
             settled = found, _of_prompts(judged, found.prompts)
         return settled is not None
 
+    games = match.games()
     report = await judge_games(
-        match.games(),
+        games,
         judge,
         store,
         limits,
@@ -96,7 +97,7 @@ async def play(
     )
     if settled:
         return Played(match, settled[1], report, settled[0])
-    answers = zip(report.judgements, match.games(), strict=True)
+    answers = zip(report.judgements, games, strict=True)
     return Played(match, [(said, game) for said, game in answers if said is not None], report)
 
 

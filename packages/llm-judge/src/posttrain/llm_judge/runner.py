@@ -87,7 +87,8 @@ async def judge_games(
     and the report holds what there is.
     """
     started = time.monotonic()
-    run = _Run(games, judge, store, clear)
+    # Of a hundred thousand games it takes seconds, in which a service has others to answer.
+    run = await asyncio.to_thread(_Run, games, judge, store, clear)
     watch = watch or Silent()
     watch.planned(run.estimate)
     asking = Asking(judge, store, workers=limits.settings.concurrency, answered=run.answered, failed=run.failed)

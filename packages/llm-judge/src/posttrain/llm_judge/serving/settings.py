@@ -108,7 +108,7 @@ class JudgeServiceSettings(Settings):
     records: str = "runs/judge"
     """Folder of the records of runs that are done, where `posttrain judge show` finds them."""
     max_comparisons: int = Field(default=5000, ge=1)
-    """Of one request; more are refused."""
+    """Of one request, one for each turn that is judged and for each replicate; more are refused."""
     max_waiting_comparisons: int = Field(default=20_000, ge=1)
     """Being judged at once for requests that wait, over all of them; a request beyond gets 503 and may come again."""
     max_queued_runs: int = Field(default=100, ge=1)

@@ -50,22 +50,27 @@ class Catalog:
     def resolve(self, request: RequestT) -> Wanted[RequestT]:
         """RequestError for a name that the settings do not have, or more comparisons than they allow."""
         settings = self._settings
-        count = len(request.comparisons)
-        if count > settings.max_comparisons:
-            raise RequestError(
-                f"{count} comparisons are more than the {settings.max_comparisons} of one request; split it"
-            )
         judge = request.judge or self.default_judge
         if judge is None:
             raise RequestError("this service has no judge; its settings name none")
         _check("judge", judge, settings.judges)
         name = self._protocol_name(request, judge)
+        protocol = self.protocols[name] if name else None
+        self._check_size(request, protocol)
         for index, item in enumerate(request.comparisons):
             for side, output in (("output_1", item.output_1), ("output_2", item.output_2)):
                 if isinstance(output, FromPolicy):
                     _check(f"comparisons[{index}].{side}.policy", output.policy, settings.policies)
         sides = _side(request, 1), _side(request, 2)
-        return Wanted(request, judge, name, self.protocols[name] if name else None, sides)
+        return Wanted(request, judge, name, protocol, sides)
+
+    def _check_size(self, request: JudgeRequest, protocol: Protocol | None) -> None:
+        most, count = self._settings.max_comparisons, len(request.comparisons)
+        each_turn = protocol is not None and protocol.template.turns == "each"
+        turns = sum(len(item.asked) for item in request.comparisons) if each_turn else count
+        if (asked := turns * request.replicates) > most:
+            more = f", {asked} with their turns and replicates," if asked != count else ""
+            raise RequestError(f"{count} comparisons{more} are more than the {most} of one request; split it")
 
     def _protocol_name(self, request: JudgeRequest, judge: str) -> str | None:
         if self._settings.judges[judge].reward:
