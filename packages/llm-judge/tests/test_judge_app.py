@@ -162,6 +162,14 @@ BODIES = [
     ({}, "comparisons is missing"),
     ({"comparisons": []}, "comparisons: "),
     ({"comparisons": [item()] * 51}, "51 comparisons are more than the 50 of one request"),
+    (
+        {"comparisons": [item()] * 26, "replicates": 2},
+        "26 comparisons, 52 with their turns and replicates, are more than the 50 of one request",
+    ),
+    (
+        {"comparisons": [item(history=[{"role": "user", "content": "x", "nam": "y"}])]},
+        r"comparisons\[0\]\.history\[0\] has the unknown key 'nam' \(choose from: content, role\)",
+    ),
     ({"comparisons": [item()], "jugde": "x"}, r"the request has the unknown key 'jugde' \(did you mean 'judge'"),
     ({"comparisons": [item()], LONG: 1}, f"the unknown key '{LONG[:40]}'"),
     ({"comparisons": [item(), item(ouput_1="x")]}, r"comparisons\[1\] has the unknown key 'ouput_1' .*'output_1'"),
@@ -211,6 +219,8 @@ def test_a_body_beyond_the_limit_is_413_and_one_of_another_type_415(client: Test
         ("GET", "/judge", 405),
         ("DELETE", "/runs", 405),
         ("PUT", "/runs/x", 405),
+        ("PROPFIND", "/runs", 405),
+        ("PROPFIND", "/nix", 404),
     ],
 )
 def test_other_routes_answer_in_openais_form(client: TestClient, method: str, path: str, status: int):

@@ -163,13 +163,22 @@ def create_app(settings: JudgeServiceSettings) -> FastAPI:
     @app.api_route("/{path:path}", methods=METHODS, include_in_schema=False)
     async def unknown(path: str) -> Response:
         """BentoML answers by itself, in its own form, what no route of a mounted app takes."""
-        allowed = next((methods for form, methods in ALLOWED.items() if re.fullmatch(form, path)), None)
-        if allowed:
-            return refusal(405, "this route does not take this method", headers={"Allow": allowed})
-        return refusal(404, "there is no such route; this service has POST /judge and POST /runs")
+        return _no_route(path)
+
+    @app.exception_handler(405)
+    async def unknown_method(request: Request, _: Exception) -> Response:
+        """Methods beyond HTTP's own, PROPFIND for example."""
+        return _no_route(request.url.path.removeprefix("/"))
 
     complete(app)
     return app
+
+
+def _no_route(path: str) -> Response:
+    allowed = next((methods for form, methods in ALLOWED.items() if re.fullmatch(form, path)), None)
+    if allowed:
+        return refusal(405, "this route does not take this method", headers={"Allow": allowed})
+    return refusal(404, "there is no such route; this service has POST /judge and POST /runs")
 
 
 def refusal(status: int, message: str, code: str | None = None, headers: dict[str, str] | None = None) -> Response:

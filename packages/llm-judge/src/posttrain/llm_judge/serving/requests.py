@@ -48,6 +48,10 @@ Output = Annotated[
 """A side's answers: a text where there is one question, a text for each, or whom to ask."""
 
 
+class Said(Wire, Message):
+    """A message of a comparison's history."""
+
+
 class ComparisonItem(Wire):
     """Two answers to an instruction, or to each question of a conversation."""
 
@@ -60,7 +64,7 @@ class ComparisonItem(Wire):
     cut_1: bool = False
     """Whether the last text of `output_1` was cut at its greatest length."""
     cut_2: bool = False
-    history: list[Message] = []
+    history: list[Said] = []
     """What was said before, alike for both."""
     reference: str | None = None
     """A right answer, for protocols and verifiers that take one."""
@@ -184,4 +188,5 @@ def _known(kind: type[BaseModel], parts: list[int | str]) -> list[str]:
     """The keys of the object at `parts`."""
     if not parts:
         return list(kind.model_fields)
-    return list((ComparisonItem if len(parts) == 2 else FromPolicy).model_fields)
+    place = Said if "history" in parts else ComparisonItem if len(parts) == 2 else FromPolicy
+    return list(place.model_fields)
