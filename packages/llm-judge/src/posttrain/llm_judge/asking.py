@@ -177,7 +177,9 @@ class Asking:
             return
         self._unanswered += 1
         if self._unanswered >= GIVE_UP_AFTER:
-            self._give_up(ServiceUnavailable(f"the judge left {self._unanswered} games in a row without an answer: {error}"))
+            self._give_up(
+                ServiceUnavailable(f"the judge left {self._unanswered} games in a row without an answer: {error}")
+            )
 
     def _give_up(self, error: Exception) -> None:
         self._error = self._error or error

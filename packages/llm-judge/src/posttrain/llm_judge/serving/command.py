@@ -87,7 +87,8 @@ def serve_judge(
 
 def parse_judges(given: list[str]) -> dict[str, Any]:
     """The settings of the judges that `--judge` names: `[NAME=]MODEL` or `[NAME=]URL`, called by the model where they
-    have no name, with `-` for what no name holds and for dots, at which --set would part it. RequestError for one that is given twice, and for a server that is not there."""
+    have no name, with `-` for what no name holds and for dots, at which --set would part it. RequestError for one that
+    is given twice, and for a server that is not there."""
     from posttrain.llm_judge.endpoints import find_endpoint, is_url
 
     judges: dict[str, Any] = {}

@@ -27,7 +27,7 @@ class Policies:
         body = {"model": settings.model, "max_tokens": settings.max_tokens, "temperature": settings.temperature}
         if settings.seed is not None:
             body["seed"] = settings.seed
-        said, texts, cut = list(item.history), list[str](), False
+        said, texts, cut = list[Message](item.history), list[str](), False
         for question in item.asked:
             said.append(Message(role="user", content=question))
             messages = [message.model_dump() for message in said]
