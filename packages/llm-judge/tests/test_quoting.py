@@ -43,7 +43,8 @@ def test_a_control_token_gets_a_space_and_one_that_has_it_another():
 
 
 @given(
-    st.text(alphabet="0123456789abcde", max_size=40), st.dictionaries(st.text(max_size=2), st.integers(0, 2**63 - 1), max_size=2)
+    st.text(alphabet="0123456789abcde", max_size=40),
+    st.dictionaries(st.text(max_size=2), st.integers(0, 2**63 - 1), max_size=2),
 )
 def test_nonce_is_in_no_text(text, definition):
     nonce = nonce_for(definition, [text], length=1)
