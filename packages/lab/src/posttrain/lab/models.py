@@ -1,4 +1,5 @@
-"""From what a recipe calls a model to a folder on disk and a digest: `nano`, a folder, or a Hub id with revision."""
+"""From what a recipe calls a model to a folder on disk and a digest: `nano`, a random one, a folder, or a Hub id with
+revision."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 from posttrain.core.errors import RequestError
 from posttrain.core.hashing import digest_checkpoint
 from posttrain.data.tokenizer import tokenizer_changes
+from posttrain.lab.random_models import is_random, random_model
 
 NANO = "nano"
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
@@ -35,6 +37,8 @@ def resolve_model(model: str, revision: str | None = None) -> BaseModel:
         from posttrain.data import nano
 
         folder = nano.BASE
+    elif is_random(model):
+        folder = random_model(model)
     elif Path(model).is_dir():
         folder = Path(model)
     else:

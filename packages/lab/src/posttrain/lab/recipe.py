@@ -140,7 +140,7 @@ class Recipe(Settings):
     description: str = ""
     """A sentence for people."""
     model: str
-    """The base: `nano`, a folder, or a Hub id."""
+    """The base: `nano`, a folder, a Hub id, or `random:qwen2-tiny`, an untrained one to try a recipe with."""
     revision: str | None = None
     """The Hub commit, tag or branch of the base; resolved to a commit and recorded."""
     data: RecipeData
