@@ -1,5 +1,6 @@
 """The HTTP clients: what heals is retried, what does not is one clear error, and the contract number is checked."""
 
+import hashlib
 import json
 import time
 
@@ -9,6 +10,7 @@ import respx
 
 from posttrain.core.clients import JudgeClient, PolicyClient, RewardClient, ServiceUnavailable, StaleVersion
 from posttrain.core.errors import ContractError, RequestError, WorkError
+from posttrain.core.hashing import digest_weights
 from posttrain.core.wire import error_body
 
 URL = "http://127.0.0.1:9"
@@ -154,9 +156,46 @@ def test_pushed_weights_carry_their_digest(policy):
     request = route.calls.last.request
     assert request.content == b"weights"
     # printf weights | sha256sum
-    import hashlib
-
     assert request.headers["X-Content-SHA256"] == hashlib.sha256(b"weights").hexdigest()
+
+
+@respx.mock
+def test_a_file_of_weights_is_sent_in_pieces_and_whole_again_after_a_broken_attempt(policy, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(bytes(range(256)) * 10_000)  # three pieces of a MiB
+    answers = [httpx.ConnectError("gone"), httpx.Response(503), httpx.Response(200, json={"id": "policy@3"})]
+    route = respx.put(f"{URL}/v1/models/policy@3").mock(side_effect=answers)
+    policy.push(3, file)
+    assert len(route.calls) == 3
+    request = route.calls.last.request
+    assert request.read() == file.read_bytes()
+    assert request.headers["Content-Length"] == "2560000"
+    assert "Transfer-Encoding" not in request.headers
+    assert request.headers["X-Content-SHA256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@respx.mock
+def test_adapters_are_for_the_checkpoint_that_the_service_started_with(policy, tmp_path):
+    models = respx.get(f"{URL}/v1/models")
+    (tmp_path / "model.safetensors").write_bytes(b"start")
+    started_with = hashlib.sha256(b"start").hexdigest()
+    for base, expected in ((started_with, True), ("0" * 64, False), ("", False), (None, False)):
+        models.respond(json={"data": [{"id": "policy@7", "base_sha256": base}]})
+        assert policy.merges_into(tmp_path) is expected
+    models.respond(json={"data": [{"id": "policy@7", "base_sha256": ""}]})
+    assert not policy.merges_into(tmp_path / "no such folder")
+
+
+def test_the_digest_of_weights_in_several_files_counts_each_and_its_name(tmp_path):
+    first, second = tmp_path / "model-00001-of-00002.safetensors", tmp_path / "model-00002-of-00002.safetensors"
+    first.write_bytes(b"a")
+    second.write_bytes(b"b")
+    before = digest_weights(tmp_path)
+    second.write_bytes(b"c")
+    assert len({before, digest_weights(tmp_path)}) == 2
+    first.write_bytes(b"c")
+    second.write_bytes(b"a")
+    assert digest_weights(tmp_path) not in ("", before)
 
 
 @respx.mock

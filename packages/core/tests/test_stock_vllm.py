@@ -81,6 +81,15 @@ def test_what_serves_is_found_out_by_its_own_words():
 
 
 @respx.mock
+def test_adapters_go_on_top_of_the_folder_that_the_server_was_started_with(client, tmp_path):
+    lora = {"id": "m@3", "owned_by": "vllm", "parent": "m", "root": str(tmp_path)}
+    base = {"id": "m", "owned_by": "vllm", "root": str(tmp_path / "start")}
+    respx.get(f"{URL}/v1/models").respond(json={"data": [lora, base]})
+    assert client.merges_into(tmp_path / "start")
+    assert not client.merges_into(tmp_path)
+
+
+@respx.mock
 @pytest.mark.parametrize(
     ("config", "said"),
     [

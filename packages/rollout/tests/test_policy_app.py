@@ -276,6 +276,7 @@ def test_pushed_weights_serve_under_their_version(client, app_client, tokenizer,
     assert after["choices"][0]["logprobs"] != before["choices"][0]["logprobs"]
     listed = client.send("GET", "/v1/models").json()["data"][0]
     assert (listed["id"], listed["version"], listed["sha256"]) == ("policy@3", 3, digest)
+    assert listed["dtype"] == "float32"
     assert_error(client.complete(**wish, model="policy@0"), 404, "current one is 3", "model_not_found")
     fresh = TorchEngine(make_model(seed=5), [END])
     other = app_client(Policy(fresh, tokenizer, PolicyServiceSettings(checkpoint="x")))

@@ -8,7 +8,7 @@ server, which sends none, is in `stock_vllm.py`.
 import hashlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ import orjson
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from posttrain.core.errors import ContractError, RequestError, WorkError
+from posttrain.core.hashing import digest_file, digest_weights
 from posttrain.core.serving import is_loopback
 from posttrain.core.wire import (
     CONTRACT,
@@ -187,6 +188,18 @@ class _Service:
             return False
 
 
+class _Pieces:
+    """A file's bytes in pieces, from its start whenever it is sent (again)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __iter__(self) -> Iterator[bytes]:
+        with self._path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                yield piece
+
+
 class PolicyClient(_Service):
     """Samples from a policy service and pushes weights to it."""
 
@@ -252,18 +265,30 @@ class PolicyClient(_Service):
         return [completions[start : start + n] for start in range(0, len(completions), n)]
 
     def push(self, version: int, weights: bytes | Path) -> dict[str, Any]:
-        """Makes one safetensors file the weights of `version`; the service's `{"id", "sha256"}`."""
-        data = weights if isinstance(weights, bytes) else Path(weights).read_bytes()
+        """Makes one safetensors file the weights of `version`; the service's `{"id", "sha256"}`. A path's file is sent
+        as it is read, so gigabytes of it are never in memory."""
+        content: bytes | _Pieces
+        if isinstance(weights, bytes):
+            content, digest, size = weights, hashlib.sha256(weights).hexdigest(), len(weights)
+        else:
+            content, digest, size = _Pieces(weights), digest_file(weights), weights.stat().st_size
         headers = {
-            DIGEST_HEADER: hashlib.sha256(data).hexdigest(),
+            DIGEST_HEADER: digest,
             "Content-Type": "application/octet-stream",
+            "Content-Length": str(size),
         }
         path = f"/v1/models/{self.model}@{version}"
-        return self.check(self.request("PUT", path, content=data, headers=headers), f"take weights {version}")
+        return self.check(self.request("PUT", path, content=content, headers=headers), f"take weights {version}")
 
     def models(self) -> dict[str, Any]:
         """`GET /v1/models`."""
         return self.check(self.request("GET", "/v1/models"), "list its models")
+
+    def merges_into(self, checkpoint: Path) -> bool:
+        """Whether the service's version 0, which a pushed adapter is merged into, is this checkpoint; False where the
+        service does not say what it started with."""
+        base = self.models()["data"][0].get("base_sha256")
+        return bool(base) and base == digest_weights(checkpoint)
 
 
 class RewardClient(_Service):

@@ -120,22 +120,23 @@ def read_json(path: Path) -> Any:
 def read_jsonl(path: Path, *, allow_empty: bool = False) -> list[dict[str, Any]]:
     """The objects of a JSON Lines file. RequestError names file and line for what is not UTF-8, JSON or an object."""
     lines = _read(path).split(b"\n")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise RequestError(f"{path}:{number} is not UTF-8 (byte {error.start}); convert the file") from None
-        except json.JSONDecodeError as error:
-            raise RequestError(f"{path}:{number} is not JSON: {error.msg} at column {error.colno}") from None
-        if not isinstance(row, dict):
-            raise RequestError(f"{path}:{number} must be a JSON object, not {type(row).__name__}")
-        rows.append(row)
+    rows = [jsonl_object(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
     if not rows and not allow_empty:
         raise RequestError(f"{path} is empty")
     return rows
+
+
+def jsonl_object(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    """The object in one line of a JSON Lines file; RequestError names file and line."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path}:{number} is not UTF-8 (byte {error.start}); convert the file") from None
+    except json.JSONDecodeError as error:
+        raise RequestError(f"{path}:{number} is not JSON: {error.msg} at column {error.colno}") from None
+    if not isinstance(row, dict):
+        raise RequestError(f"{path}:{number} must be a JSON object, not {type(row).__name__}")
+    return row
 
 
 def _read(path: Path) -> bytes:

@@ -30,6 +30,15 @@ def digest_file(path: Path) -> str:
     return sha.hexdigest()
 
 
+def digest_weights(folder: Path | str) -> str:
+    """Hex SHA-256 of a checkpoint's model.safetensors, or over names and contents of its parts; empty where `folder` is
+    none with such a file (a Hub id)."""
+    files = sorted(Path(folder).glob("model*.safetensors"))
+    if [file.name for file in files] == ["model.safetensors"]:
+        return digest_file(files[0])
+    return digest_json([[file.name, digest_file(file)] for file in files]) if files else ""
+
+
 def digest_checkpoint(folder: Path) -> str:
     """Hex SHA-256 over names and contents of a checkpoint's weights, configuration and tokenizer files."""
     files = sorted(p for p in Path(folder).iterdir() if p.is_file() and p.name not in NOT_PART_OF_A_CHECKPOINT)

@@ -6,8 +6,8 @@ there, and a name for what was loaded, which a restarted server has lost. PEFT a
 TMPDIR names a disk that both share. Written against vLLM 0.32; a server that lacks something is told off in one line.
 """
 
-import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +18,7 @@ import httpx
 
 from posttrain.core.clients import Completion, PolicyClient, StaleVersion, error_message
 from posttrain.core.errors import RequestError, WorkError
+from posttrain.core.hashing import digest_file
 from posttrain.core.seeds import derive_seed
 from posttrain.core.wire import CONTRACT_HEADER
 
@@ -90,17 +91,26 @@ class StockVllm(PolicyClient):
 
     def push(self, version: int, weights: bytes | Path) -> dict[str, Any]:
         """Makes one safetensors file, full weights or a PEFT adapter, what `version` means."""
-        data = weights if isinstance(weights, bytes) else Path(weights).read_bytes()
-        digest = hashlib.sha256(data).hexdigest()
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        if isinstance(weights, bytes):
+            with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+                file.write(weights)
+                file.flush()
+                return self.push(version, Path(file.name))
+        digest, header = digest_file(weights), _header(weights)
         adapter = header.get("__metadata__", {}).get(ADAPTER_CONFIG)
         if adapter is None:
             self._check_head(header)
-            self._reload(data, f"{self.model}@{version} {digest[:16]}")
+            self._reload(weights, f"{self.model}@{version} {digest[:16]}")
             self._labels[version] = f"{self.model}@{version} {digest[:16]}"
         else:
-            self._load_adapter(data, adapter, f"{self.model}@{version}")
+            self._load_adapter(weights, adapter, f"{self.model}@{version}")
         return {"id": f"{self.model}@{version}", "sha256": digest}
+
+    def merges_into(self, checkpoint: Path) -> bool:
+        """Whether the server was started with this folder: adapters go on top of that. It tells no digest, so a folder
+        of that path on another machine passes too; other weights there show in the log-probabilities."""
+        roots = [model.get("root") for model in self.models()["data"] if model["id"] == self.model]
+        return any(root and Path(root).resolve() == checkpoint.resolve() for root in roots)
 
     def refuse_unless_trainable(self) -> None:
         """RequestError, in one line, for what the server lacks to be trained with by full weights."""
@@ -112,11 +122,11 @@ class StockVllm(PolicyClient):
             self._adapter[1].cleanup()
         super().close()
 
-    def _reload(self, data: bytes, label: str) -> None:
+    def _reload(self, weights: Path, label: str) -> None:
         if self._held() == BROKEN:
             raise WorkError(f"{self.url} failed to load weights before and is not sound since; restart it")
         with _readable_folder() as folder:
-            (Path(folder) / "model.safetensors").write_bytes(data)
+            shutil.copyfile(weights, Path(folder) / "model.safetensors")
             self._post("/pause?mode=wait")
             try:
                 # What is there from here on must not go by the name of what was there before.
@@ -134,9 +144,9 @@ class StockVllm(PolicyClient):
             finally:
                 self._post("/resume")
 
-    def _load_adapter(self, data: bytes, config: str, name: str) -> None:
+    def _load_adapter(self, weights: Path, config: str, name: str) -> None:
         folder = _readable_folder()
-        (Path(folder.name) / "adapter_model.safetensors").write_bytes(data)
+        shutil.copyfile(weights, Path(folder.name) / "adapter_model.safetensors")
         (Path(folder.name) / ADAPTER_CONFIG).write_text(config)
         body = {"lora_name": name, "lora_path": folder.name, "load_inplace": True}
         response = self.request("POST", "/v1/load_lora_adapter", json=body)
@@ -196,6 +206,13 @@ class StockVllm(PolicyClient):
             raise WorkError(f"{self.url} failed at {path} (status {response.status_code}): {error_message(response)}")
         answer: dict[str, Any] = response.json()
         return answer
+
+
+def _header(weights: Path) -> dict[str, Any]:
+    """The header of a safetensors file: its length in 8 bytes, then JSON."""
+    with weights.open("rb") as file:
+        header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return header
 
 
 def _readable_folder() -> tempfile.TemporaryDirectory[str]:

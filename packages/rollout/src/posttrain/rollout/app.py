@@ -167,6 +167,8 @@ def _model(policy: Policy) -> dict[str, Any]:
         "root": policy.settings.name,
         "version": weights.version,
         "sha256": weights.digest,
+        "base_sha256": policy.base_digest,
+        "dtype": str(policy.engine.model.dtype).removeprefix("torch."),
         "instance": policy.instance,
         "max_model_len": policy.engine.context,
     }

@@ -9,14 +9,13 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from pathlib import Path
 
 import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from posttrain.core.errors import RequestError
-from posttrain.core.hashing import digest_file
+from posttrain.core.hashing import digest_weights
 from posttrain.data.chat import end_token_id, load_tokenizer, render_prompt
 from posttrain.rollout.adapter import checkpoint_weights
 from posttrain.rollout.engine import Engine
@@ -44,6 +43,7 @@ class Policy:
         self.token_texts = TokenTexts(tokenizer)
         self._longest_token = max(map(len, tokenizer.get_vocab()), default=1)
         self.base: Callable[[], Mapping[str, torch.Tensor]] = cache(base or partial(dict, engine.model.state_dict()))
+        self.base_digest = self.scheduler.weights.digest
         self.instance = uuid.uuid4().hex
         self.created = int(time.time())
 
@@ -51,8 +51,7 @@ class Policy:
     def load(cls, settings: PolicyServiceSettings) -> "Policy":
         """The policy of `settings.checkpoint`; RequestError when it is no language model or has no tokenizer."""
         tokenizer = load_tokenizer(settings.checkpoint)
-        weights = Path(settings.checkpoint) / "model.safetensors"
-        digest = digest_file(weights) if weights.is_file() else ""
+        digest = digest_weights(settings.checkpoint)
         ends = {end_token_id(tokenizer)}
         engine: Engine
         if settings.engine == "vllm":
