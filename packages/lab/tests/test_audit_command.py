@@ -8,9 +8,10 @@ import yaml
 
 from posttrain.core.cli import run as command
 from posttrain.core.config import read_yaml, validate
-from posttrain.lab.audit_command import PublishedTable, audit_table
+from posttrain.lab.audit_command import audit_table
+from posttrain.lab.published_tables import PublishedTable
 
-REFERENCE = Path(__file__).parent / "fixtures" / "reference_lab.yaml"
+REFERENCE = Path(__file__).parents[3] / "results" / "published" / "reference-lab.yaml"
 
 
 def table(**changes):
@@ -125,7 +126,7 @@ def test_task_that_one_row_lacks_is_not_compared(tmp_path, capsys):
     ("change", "said"),
     [
         ({"task": {}}, "unknown key 'task' (did you mean 'tasks'?)"),
-        ({"tasks": {"ifeval": {"m": 541}}}, "unknown key 'tasks.ifeval.m' (choose from: kind, n, note)"),
+        ({"tasks": {"ifeval": {"m": 541}}}, "unknown key 'tasks.ifeval.m' (choose from: kind, metric, n, note)"),
         ({"tasks": {"ifeval": {}}}, "'tasks.ifeval.n' is missing; set it"),
         ({"tasks": {"ifeval": {"n": 541}}}, "row 'base' has a task that 'tasks' lacks: 'mmlu' (choose from: ifeval)"),
         (

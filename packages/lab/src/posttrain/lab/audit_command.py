@@ -8,78 +8,22 @@ pairing could add is bounded.
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
-from pydantic import Field, model_validator
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from posttrain.core.config import Settings, read_yaml, validate
-from posttrain.core.errors import suggest
+from posttrain.core.config import read_yaml, validate
 from posttrain.core.statistics import ALPHA, PublishedDifference, holm, p_in_words, unpaired_difference
+from posttrain.lab.published_tables import PublishedTable
 
 CAVEAT = (
     "Rows are tested as if measured on different items, since from accuracies alone a paired test cannot be done: it "
     "would be sharper if the methods tend to be right on the same items, and duller if not. Items needed are for an "
     "unpaired comparison of each row, two-sided 5 %, power 80 %."
 )
-
-
-class PublishedTask(Settings):
-    """What a column was measured on."""
-
-    n: int = Field(ge=2)
-    """Independent items: prompts, where several scores of a prompt are averaged."""
-    kind: Literal["binary", "mean"] = "binary"
-    """`binary`: items are right or wrong. `mean`: an item's score lies anywhere in 0 to 1."""
-    note: str | None = None
-
-
-class PublishedRow(Settings):
-    """One method's accuracies."""
-
-    name: str
-    accuracies: dict[str, Annotated[float, Field(ge=0, le=1)]]
-    """By task, as shares: 0.48, not 48."""
-
-
-class Claim(Settings):
-    """Two rows to compare, and where one is said to be better."""
-
-    method: str
-    over: str
-    wins: tuple[str, ...] = ()
-    """Tasks on which an improvement is claimed. All tasks that both rows have are compared."""
-
-
-class PublishedTable(Settings):
-    """A table of results as it was published."""
-
-    title: str
-    source: str
-    """Where it was published."""
-    tasks: dict[str, PublishedTask] = Field(min_length=1)
-    rows: list[PublishedRow] = Field(min_length=2)
-    claims: list[Claim] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _names_are_known(self) -> "PublishedTable":
-        rows = {row.name: row for row in self.rows}
-        if len(rows) < len(self.rows):
-            raise ValueError("two rows have the same name")
-        for row in self.rows:
-            _known(row.accuracies, self.tasks, f"row '{row.name}' has a task that 'tasks' lacks")
-        for claim in self.claims:
-            _known((claim.method, claim.over), rows, "a claim names a row that there is not")
-            if claim.method == claim.over:
-                raise ValueError(f"a claim compares '{claim.method}' with itself")
-            shared = rows[claim.method].accuracies.keys() & rows[claim.over].accuracies.keys()
-            _known(claim.wins, shared, f"'{claim.method}' over '{claim.over}': a win on a task that not both rows have")
-        if len({(claim.method, claim.over) for claim in self.claims}) < len(self.claims):
-            raise ValueError("two claims compare the same rows; put their wins into one")
-        return self
 
 
 @dataclass(frozen=True)
@@ -187,9 +131,3 @@ def _plain(table: PublishedTable, audited: list[Audited], verdicts: list[str]) -
         flat |= flat.pop("difference")
         differences.append(flat | {"kind": table.tasks[one.task].kind, "told_from_noise": one.told_from_noise})
     return {"title": table.title, "source": table.source, "differences": differences, "verdicts": verdicts}
-
-
-def _known(names: Any, known: Any, what: str) -> None:
-    for name in names:
-        if name not in known:
-            raise ValueError(f"{what}: '{name}' {suggest(name, known)}")

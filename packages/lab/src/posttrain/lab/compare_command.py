@@ -24,6 +24,8 @@ from posttrain.lab.comparison_options import (
 )
 
 if TYPE_CHECKING:
+    from posttrain.lab.published_tables import Beside
+    from posttrain.lab.table import Table
     from posttrain.lab.tasks import Task
 
 
@@ -44,6 +46,10 @@ def compare(
     judge: Annotated[
         bool,
         typer.Option("--judge", help="Have the rows' answers judged against those of the SFT policy."),
+    ] = False,
+    with_published: Annotated[
+        bool,
+        typer.Option("--with-published", help="Show the rows of results/published beside ours, marked as such."),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the stages, what is finished, an estimate of time; do nothing.")
@@ -74,6 +80,7 @@ def compare(
     from posttrain.lab.estimates import seconds_by_work
     from posttrain.lab.jobs import jobs_and_threads, run_jobs
     from posttrain.lab.judge_matches import matches_done, refuse_unjudgeable
+    from posttrain.lab.published_tables import published_beside
     from posttrain.lab.recipe import load_recipe
     from posttrain.lab.schedule import TasksFailed
     from posttrain.lab.tasks import joining_tasks, tasks_of
@@ -89,6 +96,7 @@ def compare(
     loaded = load_recipe(recipe, given)
     plans = plan_comparison(loaded, methods, seeds, root)
     refuse_unheeded(loaded, [plan.method for plan in plans], given)
+    published = published_beside(Path("results"), loaded.evaluation.columns()) if with_published else []
     if judge:
         refuse_unjudgeable(plans)
     more = external_entries(rows or [], plans, root)
@@ -117,8 +125,8 @@ def compare(
         from posttrain.lab.judge_rows import judge_rows
 
         judge_rows([*entries_of(plans), *more], root)
-    described = write_comparison(folder, plans, more, allowed or [], command)
-    _print(described.table, folder, as_json, described.plain)
+    described = write_comparison(folder, plans, more, allowed or [], command, published)
+    _print(described.table, published, folder, as_json, described.plain)
 
 
 def _show(
@@ -158,16 +166,16 @@ def _show(
         print(f"{matches[1] - matches[0]} of {matches[1]} matches against sft to judge")
 
 
-def _print(table: object, folder: Path, as_json: bool, plain: dict[str, object]) -> None:
+def _print(
+    table: "Table", published: "Sequence[Beside]", folder: Path, as_json: bool, plain: dict[str, object]
+) -> None:
     from rich.console import Console
 
     from posttrain.lab.cells import verdicts
     from posttrain.lab.render import rich_tables
-    from posttrain.lab.table import Table
 
-    assert isinstance(table, Table)
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 220)
-    for drawn in rich_tables(table):
+    for drawn in rich_tables(table, published):
         console.print(drawn)
     for sentence in [*verdicts(table), *(f"fell: {loss}" for loss in table.losses())]:
         console.print(sentence, highlight=False, markup=False)

@@ -17,6 +17,7 @@ from posttrain.lab.elapsed import all_work, elapsed
 from posttrain.lab.graph import BASE_VERSION, plan_training
 from posttrain.lab.plan import BASE, Plan, Row
 from posttrain.lab.plots import draw_plots
+from posttrain.lab.published_tables import Beside
 from posttrain.lab.recipe import Recipe
 from posttrain.lab.render import markdown
 from posttrain.lab.runs_command import find_runs, one_run
@@ -131,11 +132,17 @@ def plans_without(plans: Sequence[Plan], failed: Collection[str]) -> list[Plan]:
 
 
 def write_comparison(
-    folder: Path, plans: Sequence[Plan], more: Sequence[Entry], allowed: Collection[str], command: str
+    folder: Path,
+    plans: Sequence[Plan],
+    more: Sequence[Entry],
+    allowed: Collection[str],
+    command: str,
+    published: Sequence[Beside] = (),
 ) -> Written:
     """Makes the table of finished runs and writes comparison.md, comparison.json and plots into `folder`.
 
-    `command` is the command line that does it; how long its runs took stands in both.
+    `command` is the command line that does it; how long its runs took stands in both, and rows that others have
+    `published` stand beside ours.
     """
     table = collect_table(plans, more, allowed)
     took = elapsed(folder, command, all_work(plans, more))
@@ -145,9 +152,13 @@ def write_comparison(
     pictures = draw_plots(folder, table, [*entries_of(plans), *more])
     shown = "\n".join(f"![{path.stem}]({path.name})" for path in pictures)
     said = f"{took.sentence()}\n\n" if took else ""
-    page = f"# {recipe.name}: every method from one base\n\n{recipe.description}\n\n{said}{markdown(table)}\n{shown}\n"
-    described = {"recipe": recipe.name, "methods": names, "seeds": seeds, "command": judging_command(command, table)}
+    title = f"# {recipe.name}: every method from one base\n\n{recipe.description}\n\n{said}"
+    page = f"{title}{markdown(table, published)}\n{shown}\n"
+    command = judging_command(command, table) + (" --with-published" if published else "")
+    described = {"recipe": recipe.name, "methods": names, "seeds": seeds, "command": command}
     plain = {**described, "took": took.plain() if took else None, **as_json(table)}
+    if published:
+        plain["published"] = [each.plain() for each in published]
     atomic_write_json(folder / "comparison.json", plain)
     atomic_write_text(folder / "comparison.md", page)
     return Written(table, plain)

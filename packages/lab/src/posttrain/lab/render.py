@@ -14,6 +14,7 @@ from posttrain.lab.cell_values import Cells
 from posttrain.lab.cells import costs, differences, notes, quality, standings, verdicts
 from posttrain.lab.judge_cells import judge_sentences, judged
 from posttrain.lab.plan import REFERENCE
+from posttrain.lab.published_tables import Beside
 from posttrain.lab.table import Table
 
 DIFFERENCES = "Paired differences by item; * beyond two standard errors; p Holm-corrected over this table"
@@ -22,11 +23,15 @@ ABOUT_RANKS = (
     "own beside the differences, each family with its own 5 %."
 )
 
+ABOUT_PUBLISHED = (
+    "Reference rows of others: in no difference, rank or verdict. Their standard errors follow from the numbers of "
+    "items (≤: an upper bound)."
+)
 
 UNBROKEN = 14
 """A line of a cell up to so long (`± 0.040 *`, a name) stays whole; a longer one is wrapped between words."""
 
-WORDS = ("Method", "config_hash", "learns from", "by phase", "by seed")
+WORDS = ("Method", "config_hash", "learns from", "by phase", "by seed", "what it is")
 """Columns of words, which start at the left; numbers end at the right."""
 
 
@@ -45,10 +50,12 @@ class Drawn:
         yield from map(Text, self.below)
 
 
-def rich_tables(table: Table) -> list[Drawn]:
-    """The rows, what judges say of them, their cost, the differences, and with several methods their order."""
+def rich_tables(table: Table, published: Sequence[Beside] = ()) -> list[Drawn]:
+    """The rows, those that others have `published`, what judges say of ours, their cost, the differences, and with
+    several methods their order."""
     drawn = [
         Drawn("Methods (value ± standard error)", quality(table, "\n± "), notes(table)),
+        *(Drawn(each.caption, each.cells(table.columns, "\n± "), (ABOUT_PUBLISHED,)) for each in published),
         *([Drawn(_judged_title(table), judged(table, "\n± "), judge_sentences(table))] if table.judges else []),
         Drawn(f"Cost {_of_what(table)}", costs(table)),
         Drawn(DIFFERENCES, differences(table, "\n± ")),
@@ -58,13 +65,14 @@ def rich_tables(table: Table) -> list[Drawn]:
     return drawn
 
 
-def markdown(table: Table) -> str:
+def markdown(table: Table, published: Sequence[Beside] = ()) -> str:
     """The same as a page, with the verdicts, and a sentence for every task that fell."""
     ranks = f"## By {table.headline}\n\n{ABOUT_RANKS}\n\n{_markdown(standings(table))}"
     compared = f"## Differences\n\n{_about_differences(table)}\n\n{_markdown(differences(table, ' ± '))}"
     parts = [
         _markdown(quality(table, " ± ")),
         *(f"{note}\n" for note in notes(table)),
+        *(_published_section(table, each) for each in published),
         _list("Marked", table.footnotes),
         _list("Verdicts", verdicts(table)),
         _judged_section(table),
@@ -86,6 +94,10 @@ def _judged_section(table: Table) -> str:
         return ""
     said = "\n\n".join(sentence.replace("*", "\\*") for sentence in judge_sentences(table))
     return f"## {_judged_title(table)}\n\n{_markdown(judged(table, ' ± '))}\n{said}\n"
+
+
+def _published_section(table: Table, published: Beside) -> str:
+    return f"## {published.caption}\n\n{ABOUT_PUBLISHED}\n\n{_markdown(published.cells(table.columns, ' ± '))}"
 
 
 def _of_what(table: Table) -> str:
