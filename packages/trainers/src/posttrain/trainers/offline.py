@@ -1,16 +1,16 @@
 """Settings that all offline methods share: how to optimise, how much at a time, how often to look."""
 
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from posttrain.trainers.run_length import RunLength
+from posttrain.trainers.model_settings import ModelSettings, asks_adapter
 
 
-class OfflineSettings(RunLength):
+class OfflineSettings(ModelSettings):
     """An optimiser over fixed data, a few passes of it. Defaults are those of the nano lab."""
 
-    OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"eval_every", "log_every", "save_every"})
+    OPERATIONAL: ClassVar[frozenset[str]] = ModelSettings.OPERATIONAL | {"eval_every", "log_every", "save_every"}
 
     epochs: int = Field(2, ge=1)
     """Passes over the training data."""
@@ -24,7 +24,8 @@ class OfflineSettings(RunLength):
     max_length: int = Field(256, ge=8)
     """Longest sequence in tokens, prompt included."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon`: Muon on the matrices of the layers, AdamW on everything else (posttrain.trainers.optimizers)."""
+    """`muon`: Muon on the matrices of the layers, AdamW on everything else (posttrain.trainers.optimizers). With an
+    adapter `adamw` unless said otherwise, and nothing else: a low-rank factor is no weight matrix to orthogonalise."""
     lr: float = Field(5e-4, gt=0)
     """Peak learning rate of AdamW; it decays linearly to 0."""
     muon_lr: float = Field(0.01, gt=0)
@@ -35,8 +36,6 @@ class OfflineSettings(RunLength):
     """Share of the steps with a rising learning rate."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16`: mixed precision; the weights stay fp32. Slower than fp32 on a CPU without AMX."""
     held_out: float = Field(0.02, gt=0, lt=1)
     """Share of the training data held out when no validation data is given."""
     eval_every: int = Field(100, ge=1)
@@ -50,6 +49,19 @@ class OfflineSettings(RunLength):
     def unread(self) -> frozenset[str]:
         """Fields that the others leave without effect."""
         return frozenset() if self.optimizer == "muon" else frozenset({"muon_lr"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adapters_take_adamw(cls, said: Any) -> Any:
+        if isinstance(said, dict) and asks_adapter(said) and "optimizer" not in said:
+            return {**said, "optimizer": "adamw"}
+        return said
+
+    @model_validator(mode="after")
+    def _no_muon_on_adapters(self) -> Self:
+        if self.adapter is not None and self.optimizer == "muon":
+            raise ValueError("optimizer: muon is for whole weight matrices, not an adapter's factors; use adamw")
+        return self
 
     @model_validator(mode="after")
     def _micro_batch_divides(self) -> Self:

@@ -4,16 +4,16 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from posttrain.trainers.model_settings import ModelSettings
 from posttrain.trainers.rewards import TruncationRule
-from posttrain.trainers.run_length import RunLength
 
 
-class OnlineSettings(RunLength):
+class OnlineSettings(ModelSettings):
     """One loop of sampling and updating. Defaults are those of the nano lab, measured with a prototype of it."""
 
-    OPERATIONAL: ClassVar[frozenset[str]] = frozenset(
-        {"save_every", "validate_every", "validation_prompts", "validation_temperature", "mismatch_limit"}
-    )
+    OPERATIONAL: ClassVar[frozenset[str]] = ModelSettings.OPERATIONAL | {
+        "save_every", "validate_every", "validation_prompts", "validation_temperature", "mismatch_limit",
+    }  # fmt: skip
 
     steps: int = Field(8, ge=1)
     """Rollouts, each followed by an update. Chosen on the nano lab's validation prompts (`validate_every=2`) for the
@@ -63,8 +63,6 @@ class OnlineSettings(RunLength):
     """The learning rates fall linearly to this share of themselves at the last step; 1 keeps them."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients of the policy and of each further module are clipped to this norm, each by itself."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16`: mixed precision; the weights stay fp32. Slower than fp32 on a CPU without AMX."""
     save_every: int = Field(5, ge=1)
     """Steps between points that a killed run resumes from."""
     validate_every: int = Field(0, ge=0)
