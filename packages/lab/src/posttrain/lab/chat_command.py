@@ -1,0 +1,64 @@
+"""`posttrain chat`: talk to any checkpoint, run or server."""
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from posttrain.core.errors import RequestError
+from posttrain.lab.runs_command import RUNS, Json, RunsFolder
+
+def chat(
+    checkpoint_or_url: Annotated[
+        str, typer.Argument(help="nano, a folder, a run or its fingerprint, a Hub id, or the URL of a server.")
+    ],
+    second: Annotated[
+        str | None, typer.Argument(help="Another one, asked the same beside it.", show_default=False)
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="Which model of a URL; twice for two URLs.", show_default=False),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="The system message.", show_default=False)] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=100, help="0 is greedy, 1 samples from the model as it is.")
+    ] = 0.7,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer; none: the context.", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the sampling.", show_default=False)] = None,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of a served checkpoint; 0: one a core.")] = 0,
+    runs: RunsFolder = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Talk to a checkpoint, a run or a server; to two of them side by side.
+
+    At a terminal /help lists the commands. Lines of a pipe are messages and commands too; the first error ends it.
+    """
+    from posttrain.lab.chat_conversation import Conversation, Side
+    from posttrain.lab.chat_models import ChatModels, distinct, state_folder
+    from posttrain.lab.chat_screen import Screen
+    from posttrain.lab.chat_stream import ChatSampling
+    from posttrain.lab.chat_terminal import TerminalChat, script_lines, typed_lines
+
+    names = [checkpoint_or_url, *([second] if second is not None else [])]
+    chosen = model or []
+    if len(chosen) > len(names):
+        raise RequestError(f"--model stands {len(chosen)} times for {len(names)} server(s)")
+    script = not sys.stdin.isatty()
+    with ChatModels(runs, threads or None) as models:
+        for name in names:
+            models.check(name)
+        print("starting…" if any("://" not in name for name in names) else "connecting…", file=sys.stderr)
+        wanted = [*chosen, *[None] * (len(names) - len(chosen))]
+        opened = distinct([models.open(name, which) for name, which in zip(names, wanted, strict=True)])
+        sampling = ChatSampling(temperature, max_tokens, seed)
+        conversation = Conversation([Side(each) for each in opened], sampling, system)
+        screen = Screen(sys.stderr if as_json else sys.stdout, sys.stderr)
+        if not script:
+            screen.note(f"{' and '.join(each.label for each in opened)}; /help lists the commands")
+        lines = script_lines(sys.stdin) if script else typed_lines(state_folder() / "chat_history")
+        TerminalChat(conversation, models.open, screen, script).run(lines)
+        if as_json:
+            print(json.dumps({"conversations": conversation.rows()}, ensure_ascii=False))

@@ -1,0 +1,319 @@
+"""posttrain chat: a conversation is carried on, commands are obeyed, and what goes wrong is one line."""
+
+import io
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from packages.lab.tests.fake_chat_server import serving
+from posttrain.core.cli import run as command
+from posttrain.core.process import end_process
+from posttrain.data.nano import BASE as NANO
+from posttrain.data.sources import Source, load_conversations
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def parrot(messages):
+    return f"you said {messages[-1]['content']}"
+
+
+def chat(monkeypatch, capsys, lines, *arguments):
+    """Status, standard output and standard error of a chat whose lines come from a pipe."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    status = command(["chat", *arguments])
+    return status, *capsys.readouterr()
+
+
+def test_the_second_question_carries_the_first_and_its_answer(monkeypatch, capsys):
+    with serving(parrot) as server:
+        status, out, _ = chat(monkeypatch, capsys, ["one", "", "two"], server.url)
+    assert status == 0
+    assert [line.partition(" › ")[2] for line in out.splitlines()] == ["you said one", "you said two"]
+    assert server.asked[1]["messages"] == [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "you said one"},
+        {"role": "user", "content": "two"},
+    ]
+
+
+def test_system_temperature_and_reset_change_what_is_sent(monkeypatch, capsys):
+    lines = ["/system be brief", "/temperature 0", "one", "/reset", "/system off", "two"]
+    with serving(parrot) as server:
+        assert chat(monkeypatch, capsys, lines, server.url, "--max-tokens", "9", "--seed", "4")[0] == 0
+    first, second = server.asked
+    assert first["messages"] == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "one"}]
+    assert (first["temperature"], first["max_tokens"], first["seed"], first["stream"]) == (0, 9, 4, True)
+    assert second["messages"] == [{"role": "user", "content": "two"}]
+
+
+def test_two_slashes_send_one(monkeypatch, capsys):
+    with serving(parrot) as server:
+        assert chat(monkeypatch, capsys, ["//etc/hosts"], server.url)[0] == 0
+    assert server.asked[0]["messages"][-1]["content"] == "/etc/hosts"
+
+
+def test_two_models_answer_the_same_question_and_keep_their_own_answers(monkeypatch, capsys):
+    with serving(parrot) as server, serving(lambda messages: "no idea", models=("other",)) as second:
+        lines = ["one", "two", "/compare off", "three"]
+        status, out, _ = chat(monkeypatch, capsys, lines, server.url, second.url)
+    assert status == 0
+    assert [line.partition(" › ")[2] for line in out.splitlines()] == [
+        *("you said one", "no idea", "you said two", "no idea", "you said three")
+    ]
+    assert second.asked[1]["messages"][1]["content"] == "no idea"
+    assert len(second.asked) == 2
+
+
+def test_a_model_that_joins_has_heard_what_was_said(monkeypatch, capsys):
+    with serving(parrot) as server, serving(lambda messages: "late", models=("other",)) as second:
+        assert chat(monkeypatch, capsys, ["one", f"/compare {second.url}", "two"], server.url)[0] == 0
+    assert [message["content"] for message in second.asked[0]["messages"]] == ["one", "you said one", "two"]
+
+
+def test_a_saved_conversation_is_a_demonstration(monkeypatch, capsys, tmp_path):
+    file = tmp_path / "said.jsonl"
+    with serving(parrot) as server:
+        lines = ["/system be brief", "one", f"/save {file}", "two", f"/save {file}"]
+        assert chat(monkeypatch, capsys, lines, server.url)[0] == 0
+    (row,) = load_conversations(Source(path=str(file)), seed=0)
+    assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant", "user", "assistant"]
+
+
+def test_a_file_of_somebody_elses_is_not_overwritten(monkeypatch, capsys, tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text("precious")
+    with serving(parrot) as server:
+        status, _, err = chat(monkeypatch, capsys, ["one", f"/save {file}"], server.url)
+    assert status == 2
+    assert "is there already" in err
+    assert file.read_text() == "precious"
+
+
+def test_json_ends_with_the_whole_conversation(monkeypatch, capsys):
+    with serving(parrot) as server:
+        status, out, err = chat(monkeypatch, capsys, ["one"], server.url, "--json")
+    assert status == 0
+    (line,) = out.splitlines()
+    assert json.loads(line)["conversations"][0]["messages"][1] == {"role": "assistant", "content": "you said one"}
+    assert "you said one" in err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("/temprature 1", "did you mean '/temperature'?"),
+        ("/temperature hot", "not a number from 0 to 100"),
+        ("/save", "save where?"),
+        ("/save x.jsonl", "nothing was said"),
+        ("/compare", "compare with what?"),
+    ],
+)
+def test_a_wrong_command_in_a_script_ends_it_with_2(monkeypatch, capsys, line, said):
+    with serving(parrot) as server:
+        status, _, err = chat(monkeypatch, capsys, [line, "one"], server.url)
+    assert status == 2
+    assert said in err
+    assert not server.asked
+
+
+@pytest.mark.parametrize(("code", "status"), [(400, 2), (404, 2), (500, 1)])
+def test_a_refusal_of_the_server_is_told_in_its_words(monkeypatch, capsys, code, status):
+    with serving(lambda _: (code, "the context is\nfull")) as server:
+        monkeypatch.setattr("time.sleep", lambda _: None)  # what the client waits before it asks a 500 again
+        found, _, err = chat(monkeypatch, capsys, ["one"], server.url)
+    assert found == status
+    assert f"refused (status {code}): the context is full" in err
+
+
+@pytest.mark.parametrize(
+    ("url", "said", "status"),
+    [
+        ("http://127.0.0.1:9", "is the server running?", 1),
+        ("http://user:secret@127.0.0.1:9", "leave that out", 2),
+        ("http://", "has no host", 2),
+    ],
+)
+def test_a_bad_address_is_one_line(monkeypatch, capsys, url, said, status):
+    found, _, err = chat(monkeypatch, capsys, ["one"], url)
+    assert found == status
+    assert said in err
+    assert "secret" not in err
+
+
+def test_a_model_is_chosen_by_name(monkeypatch, capsys):
+    with serving(parrot, models=("small", "large")) as server:
+        assert chat(monkeypatch, capsys, ["one"], server.url, "--model", "large")[0] == 0
+        status, _, err = chat(monkeypatch, capsys, ["one"], server.url, "--model", "lrge")
+    assert server.asked[0]["model"] == "large"
+    assert status == 2
+    assert "did you mean 'large'?" in err
+
+
+def test_a_folder_without_a_chat_template_is_refused_before_a_service_starts(monkeypatch, capsys, tmp_path):
+    folder = tmp_path / "base"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (folder / name).symlink_to(NANO / name)
+    tokenizer = json.loads((NANO / "tokenizer.json").read_text().replace("<|im_start|>", "<|start|>"))
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    status, _, err = chat(monkeypatch, capsys, ["one"], str(folder))
+    assert status == 2
+    assert "has no chat template" in err
+
+
+def test_a_reward_model_is_no_one_to_talk_to(monkeypatch, capsys, tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["Qwen2ForSequenceClassification"]}')
+    status, _, err = chat(monkeypatch, capsys, ["one"], str(tmp_path))
+    assert status == 2
+    assert "a policy is a causal language model" in err
+
+
+def test_an_unknown_fingerprint_says_where_to_look(monkeypatch, capsys, tmp_path):
+    status, _, err = chat(monkeypatch, capsys, ["one"], "abcdef12", "--runs", str(tmp_path))
+    assert status == 2
+    assert "posttrain runs list" in err
+
+
+class Terminal:
+    """A chat in a process of its own, on a terminal that a test types at."""
+
+    def __init__(self, *arguments):
+        self.master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "posttrain.core", "chat", *arguments],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+        )
+        os.close(slave)
+        self._read = b""
+
+    @property
+    def seen(self):
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._read.decode(errors="ignore"))
+
+    def wait_for(self, text, after="", seconds=30.0):
+        """Reads until `text` stands on the screen behind `after`."""
+        deadline = time.monotonic() + seconds
+        while text not in self.seen.rpartition(after)[2] if after else text not in self.seen:
+            assert time.monotonic() < deadline, self.seen
+            if select.select([self.master], [], [], 0.1)[0]:
+                try:
+                    self._read += os.read(self.master, 65536)
+                except OSError:  # the other end is closed
+                    assert text in self.seen, self.seen
+
+    def type(self, text):
+        self._read = b""
+        os.write(self.master, text.encode())
+
+    def interrupt(self):
+        self.process.send_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def terminal():
+    opened = []
+
+    def start(*arguments):
+        opened.append(Terminal(*arguments))
+        return opened[-1]
+
+    yield start
+    for each in opened:
+        each.process.kill()
+        each.process.wait()
+        os.close(each.master)
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_chat(terminal, tmp_path):
+    long = "word " * 500
+    with serving(lambda messages: long if "long" in messages[-1]["content"] else "short", pause=0.02) as server:
+        chat = terminal(server.url)
+        chat.wait_for("you ›")
+        chat.type("a long one\n")
+        chat.wait_for("word word")
+        chat.interrupt()
+        chat.wait_for("[stopped]")
+        chat.type(f"/save {tmp_path}/said.jsonl\n")
+        chat.wait_for("saved:")
+        chat.type("a brief one\n")
+        chat.wait_for("short")
+        chat.wait_for("you ›", after="short")
+        chat.type("\x04")
+        assert chat.process.wait(timeout=20) == 0
+    row = json.loads((tmp_path / "said.jsonl").read_text())
+    partial = row["messages"][1]
+    assert partial["interrupted"] is True
+    assert partial["content"].startswith("word word")
+    assert len(partial["content"]) < len(long)
+    # What was stopped is part of what the model is told next.
+    assert server.asked[1]["messages"][1] == {"role": "assistant", "content": partial["content"]}
+
+
+def test_lines_of_earlier_chats_are_at_the_arrow_keys_and_nobody_elses_to_read(terminal, tmp_path):
+    with serving(parrot) as server:
+        first = terminal(server.url)
+        first.wait_for("you ›")
+        first.type("remember me\n/exit\n")
+        assert first.process.wait(timeout=20) == 0
+        history = tmp_path / "state" / "posttrain" / "chat_history"
+        assert history.stat().st_mode & 0o077 == 0
+        second = terminal(server.url)
+        second.wait_for("you ›")
+        second.type("\x1b[A\x1b[A\n")  # past /exit
+        second.wait_for("you said remember me")
+
+
+def test_control_characters_of_a_model_do_not_reach_the_terminal(terminal):
+    with serving(lambda _: "\x1b]0;owned\x07 done") as server:
+        chat = terminal(server.url)
+        chat.wait_for("you ›")
+        chat.type("hello\n")
+        chat.wait_for("done")
+    assert "\\x1b]0;owned\\x07" in chat.seen
+    assert "\x07" not in chat.seen
+
+
+def test_two_answers_stand_side_by_side_on_a_terminal(terminal):
+    with serving(lambda _: "left") as server, serving(lambda _: "right", models=("other",)) as second:
+        chat = terminal(server.url, second.url)
+        chat.wait_for("you ›")
+        chat.type("hello\n")
+        chat.wait_for("you ›", after="right")
+    assert any(re.search(r"left\s+right", line) for line in chat.seen.splitlines())
+
+
+@pytest.mark.service
+def test_a_checkpoint_is_served_and_its_service_ends_with_the_chat(monkeypatch, capsys, tmp_path):
+    pids = []
+
+    def end_and_tell(process, seconds):
+        pids.append(process.pid)
+        end_process(process, seconds)
+
+    monkeypatch.setattr("posttrain.core.supervised.end_process", end_and_tell)
+    lines = ["Tom has 3 apples.", "What is 2 + 3?"]
+    status, out, _ = chat(monkeypatch, capsys, lines, "nano", "--max-tokens", "8", "--temperature", "0", "--json")
+    assert status == 0
+    messages = json.loads(out)["conversations"][0]["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 2
+    assert len(pids) == 1
+    assert not os.path.exists(f"/proc/{pids[0]}")
+    assert not list((tmp_path / "state" / "posttrain" / "chat").iterdir())
