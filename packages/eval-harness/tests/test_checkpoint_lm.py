@@ -10,7 +10,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from posttrain.core.errors import RequestError
+from posttrain.eval_harness.column_cache import ColumnCache
+from posttrain.eval_harness.decoding import decode
 from posttrain.eval_harness.model import CheckpointLM
+from posttrain.eval_harness.passes import computes_in_parts
 from posttrain.eval_harness.quiet import quiet
 
 TEXTS = ["Tom has 3 apples.", "Say 2 + 2.", "Why?", "Nina has 17 toys. She sells 6 of them. How many are left?"] * 3
@@ -41,7 +44,63 @@ def test_answers_and_likelihoods_equal_stock_hflm(ours):
             assert ours.generate_until(requests) == stock.generate_until(requests)
     pairs = [Instance("loglikelihood", {}, (text, choice), 0) for text in TEXTS for choice in (" yes", " no at all")]
     with quiet():
-        assert ours.loglikelihood(pairs) == stock.loglikelihood(pairs)
+        assert_scores_agree(ours.loglikelihood(pairs), stock.loglikelihood(pairs))
+
+
+def assert_scores_agree(ours, stock):
+    assert [greedy for _, greedy in ours] == [greedy for _, greedy in stock]
+    assert [value for value, _ in ours] == pytest.approx([value for value, _ in stock], abs=1e-4, rel=1e-5)
+
+
+def test_texts_that_share_a_long_beginning_score_and_answer_as_stock(ours):
+    stock = HFLM(pretrained=ours.model, tokenizer=ours.tokenizer, batch_size=5)
+    primer = "Anna has 3 apples. Tom takes 2 of them. " * 3
+    texts = [primer + text for text in TEXTS[:4]]
+    # One, several and very many tokens after one context; one of them twice; one context is cut on the left.
+    pairs = [(text, choice) for text in texts for choice in (" no", " no", " no at all", " maybe 17 toys")]
+    pairs += [(texts[0] + "word " * 60, " no at all"), ("", "Why?")]
+    asked = [Instance("loglikelihood", {}, pair, 0, metadata=("t", n, 1)) for n, pair in enumerate(pairs)]
+    with quiet():
+        assert_scores_agree(ours.loglikelihood(asked), stock.loglikelihood(asked))
+        requests = generation([*texts, texts[0] + "word " * 60])
+        assert ours.generate_until(requests) == stock.generate_until(requests)
+        whole = [Instance("loglikelihood_rolling", {}, (text * 3,), 0, metadata=("t", 0, 1)) for text in texts]
+        assert ours.loglikelihood_rolling(whole) == pytest.approx(stock.loglikelihood_rolling(whole), rel=1e-5)
+
+
+def test_greedy_is_true_of_exactly_what_greedy_decoding_gives(ours):
+    context = ours.tok_encode(TEXTS[0])
+    (said,) = decode(ours.model, ColumnCache(0), [context], 5, [], lambda rows: [False] * len(rows))
+    other = [*said[:-1], (said[-1] + 1) % 1000]
+    scores = ours._loglikelihood_tokens([(("", ""), context, tokens) for tokens in (said, other, said[:2])])
+    assert [greedy for _, greedy in scores] == [True, False, True]
+
+
+def test_architecture_with_a_window_is_left_to_stock():
+    from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    shape = {
+        "vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    assert computes_in_parts(Qwen2ForCausalLM(Qwen2Config(**shape)).eval())
+    assert computes_in_parts(MistralForCausalLM(MistralConfig(**shape, sliding_window=None)).eval())
+    assert not computes_in_parts(MistralForCausalLM(MistralConfig(**shape, sliding_window=8)).eval())
+
+
+def test_architecture_whose_positions_are_not_told_is_left_to_stock():
+    from transformers import BloomConfig, BloomForCausalLM
+
+    assert not computes_in_parts(BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2)))
+
+
+def test_without_sharing_answers_and_likelihoods_are_the_same(ours, monkeypatch):
+    asked = [Instance("loglikelihood", {}, (text, " no at all"), 0, metadata=("t", 0, 1)) for text in TEXTS]
+    shared = ours.loglikelihood(asked), ours.generate_until(generation(TEXTS))
+    monkeypatch.setattr(ours, "in_parts", False)
+    assert ours.generate_until(generation(TEXTS)) == shared[1]
+    assert_scores_agree(shared[0], ours.loglikelihood(asked))
 
 
 def test_stop_string_cuts_the_text_and_the_reason_is_stop(ours):
@@ -55,9 +114,7 @@ def test_stop_string_cuts_the_text_and_the_reason_is_stop(ours):
 def test_text_ends_at_the_end_token_whatever_follows(ours, monkeypatch):
     hello = ours.tok_encode("hello")
     tail = [*hello, ours.tokenizer.eos_token_id, *ours.tok_encode(" and more")]
-    monkeypatch.setattr(
-        ours, "_model_generate", lambda context, **_: torch.cat([context, torch.tensor([tail] * len(context))], dim=1)
-    )
+    monkeypatch.setattr(ours, "_decode", lambda prompts, *_: [tail] * len(prompts))
     assert ours.generate_until(generation(["a", "b"])) == ["hello", "hello"]
     assert ours.finish_reasons["t", 1] == "stop"
 

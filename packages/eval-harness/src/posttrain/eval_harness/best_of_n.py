@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from posttrain.core.clients import Completion, RewardClient
 from posttrain.core.errors import RequestError
 from posttrain.core.seeds import derive_seed
-from posttrain.eval_harness.model import CheckpointLM
+from posttrain.eval_harness.model import Limits, Shared, WeightlessLM
 
 
 class Sampler(Protocol):
@@ -59,12 +59,11 @@ class BestOf:
         return f"each answer is the best of {self.n} samples at temperature 1 by {weights}"
 
 
-class BestOfLM(CheckpointLM):
-    """The checkpoint's tokenizer, template and context, without its weights; answers come from `best_of`."""
+class BestOfLM(WeightlessLM):
+    """The checkpoint without its weights; answers come from `best_of`."""
 
     def __init__(self, checkpoint: str, batch_size: int, revision: str | None, best_of: BestOf) -> None:
-        # On the device `meta` a model has its configuration and shapes, and takes no memory.
-        super().__init__(checkpoint, batch_size, "meta", "auto", revision)
+        super().__init__(checkpoint, batch_size, revision)
         self._best_of = best_of
         self._asked: Counter[tuple[str, int]] = Counter()
         self._conversations: dict[str, tuple[list[dict[str, str]], str]] = {}
@@ -79,14 +78,14 @@ class BestOfLM(CheckpointLM):
             self._conversations[text] = (chat_history[:-1], chat_history[-1]["content"])
         return text
 
-    def _generate(self, requests: Sequence[Any], lengths: Sequence[int]) -> list[str]:
-        _, stops, new_tokens, room = self._limits(requests, lengths)
-        prompts = [self._prompt_ids(request, room) for request in requests]
+    def _generate(
+        self, requests: Sequence[Any], prompts: Sequence[list[int]], limits: Limits, shared: Shared | None
+    ) -> list[str]:
         seeds = [self._seed_of(request) for request in requests]
 
         def sample(ids: list[int], seed: int) -> list[Completion]:
             (choices,) = self._best_of.sample(
-                [ids], n=self._best_of.n, max_tokens=new_tokens, temperature=1.0, seed=seed
+                [ids], n=self._best_of.n, max_tokens=limits.new_tokens, temperature=1.0, seed=seed
             )
             return choices
 
@@ -94,11 +93,9 @@ class BestOfLM(CheckpointLM):
         # with them a close call, would depend on what else is in its batch.
         with ThreadPoolExecutor(len(requests)) as pool:
             sampled = pool.map(sample, prompts, seeds)
-            return [self._pick(request, choices, stops) for request, choices in zip(requests, sampled, strict=True)]
-
-    def _prompt_ids(self, request: Any, room: int) -> list[int]:
-        ids, _ = self.tok_batch_encode([request.args[0]], left_truncate_len=room, truncation=self.truncation)
-        return ids[0].tolist()
+            return [
+                self._pick(request, choices, limits.stops) for request, choices in zip(requests, sampled, strict=True)
+            ]
 
     def _seed_of(self, request: Any) -> int:
         """By item, and by how often it has been asked: some tasks take several answers of one."""

@@ -2,13 +2,15 @@
 
 Same numbers as HFLM, with some things settled. The tokenizer and chat template are those of training. Each task is
 batched by itself. Generation ends at the tokenizer's end token, whatever the checkpoint's generation settings say, and
-these settings (temperature, repetition penalty) do not enter. Stop strings are looked for every few tokens instead of
-decoding every row at every one, and a row that has ended is done; the text is cut at the first of them as before. Each
-answer's finish reason is kept. Prompts that do not fit the context are cut on the left as HFLM does, and counted.
+these settings (temperature, repetition penalty) do not enter. What the prompts of a task share is computed once, by
+`scoring.py` and `decoding.py`, where the architecture lets it; otherwise stock HFLM computes. Each answer's finish
+reason is kept. Prompts that do not fit the context are cut on the left as HFLM does, and counted.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,33 @@ from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteri
 from posttrain.core.errors import RequestError
 from posttrain.core.wire import FinishReason
 from posttrain.data.chat import load_tokenizer
+from posttrain.eval_harness.column_cache import ColumnCache
+from posttrain.eval_harness.decoding import LOOK_EVERY, decode
 from posttrain.eval_harness.late_progress import LateProgress
+from posttrain.eval_harness.passes import common_prefix, computes_in_parts, prefill
+from posttrain.eval_harness.scoring import Pair, score
 
-LOOK_FOR_STOPS_EVERY = 8
-"""Tokens between two searches for stop strings; a row may overshoot by as many, which the cut removes."""
+
+@dataclass(frozen=True)
+class Limits:
+    """What requests of one kind share."""
+
+    settings: dict[str, Any]
+    """Of sampling, as transformers names them."""
+    stops: list[str]
+    new_tokens: int
+    room: int
+    """Tokens left for a prompt."""
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is all that is asked for."""
+        others = self.settings.keys() - {"do_sample", "temperature"}
+        return not self.settings.get("do_sample") and not others
+
+
+Shared = tuple[tuple[int, ...], ColumnCache]
+"""What prompts begin with, computed."""
 
 
 class CheckpointLM(HFLM):
@@ -45,45 +70,81 @@ class CheckpointLM(HFLM):
         self._progress = LateProgress()
         self._task = ""
 
+    @cached_property
+    def in_parts(self) -> bool:
+        """Whether what prompts share can be computed once."""
+        return computes_in_parts(self.model)
+
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """The answer's text of each request, cut at the first stop string or end token."""
         answers = [""] * len(requests)
         with self._progress.over(len(requests), "generating"):
             for members in _places(requests, lambda request: (request.task_name, repr(request.args[1]))):
-                lengths = {index: len(self.tok_encode(requests[index].args[0])) for index in members}
-                members.sort(key=lambda index: (-lengths[index], requests[index].args[0]))
+                prompts = {index: self._prompt_ids(requests[index].args[0]) for index in members}
+                limits = self._limits([requests[index] for index in members], list(prompts.values()))
+                members.sort(key=lambda index: (-len(prompts[index]), requests[index].args[0]))
+                shared = self._shared(limits, list(prompts.values()))
                 for start in range(0, len(members), self.batch_size):
                     batch = members[start : start + self.batch_size]
-                    generated = self._generate([requests[index] for index in batch], [lengths[i] for i in batch])
+                    cut = [prompts[index][-limits.room :] for index in batch]
+                    generated = self._generate([requests[index] for index in batch], cut, limits, shared)
                     for index, answer in zip(batch, generated, strict=True):
                         answers[index] = answer
                     self._progress.advance(len(batch))
         return answers
 
-    def _generate(self, requests: Sequence[Any], lengths: Sequence[int]) -> list[str]:
-        settings, stops, new_tokens, room = self._limits(requests, lengths)
-        prompts, mask = self.tok_batch_encode(
-            [request.args[0] for request in requests], left_truncate_len=room, truncation=self.truncation
-        )
-        output = self._model_generate(
-            context=prompts.to(self.device),
-            attention_mask=mask.to(self.device),
-            max_length=prompts.shape[1] + new_tokens,
-            stop=stops,
-            **settings,
-        )
+    def _prompt_ids(self, text: str) -> list[int]:
+        ids, _ = self.tok_batch_encode([text], truncation=self.truncation)
+        listed: list[int] = ids[0].tolist()
+        return listed
+
+    def _shared(self, limits: Limits, prompts: Sequence[list[int]]) -> Shared | None:
+        """What all prompts that fit begin with, computed; None when stock generation has to do."""
+        if not limits.greedy or not self.in_parts:
+            return None
+        prefix = common_prefix([prompt for prompt in prompts if len(prompt) <= limits.room])
+        with torch.inference_mode():
+            return prefix, prefill(self.model, prefix)
+
+    def _generate(
+        self, requests: Sequence[Any], prompts: Sequence[list[int]], limits: Limits, shared: Shared | None
+    ) -> list[str]:
+        if shared is not None:
+            tokens = self._decode(prompts, limits, shared)
+        else:
+            padded = self.tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt")
+            output = self._model_generate(
+                context=padded["input_ids"].to(self.device),
+                attention_mask=padded["attention_mask"].to(self.device),
+                max_length=padded["input_ids"].shape[1] + limits.new_tokens,
+                stop=limits.stops,
+                **limits.settings,
+            )
+            tokens = output[:, padded["input_ids"].shape[1] :].tolist()
         answers = []
-        for request, tokens in zip(requests, output.tolist(), strict=True):
-            answer, reason = self._answer(tokens[prompts.shape[1] :], stops)
+        for request, generated in zip(requests, tokens, strict=True):
+            answer, reason = self._answer(generated, limits.stops)
             self.finish_reasons[request.task_name, request.doc_id] = reason
             answers.append(answer)
         return answers
 
-    def _limits(self, requests: Sequence[Any], lengths: Sequence[int]) -> tuple[dict[str, Any], list[str], int, int]:
-        """What requests of one kind share: sampling settings, stop strings, new tokens, and tokens left for a prompt.
+    def _decode(self, prompts: Sequence[list[int]], limits: Limits, shared: Shared) -> list[list[int]]:
+        prefix, cache = shared
+        begun = len(prefix)
+        if any(tuple(prompt[:begun]) != prefix for prompt in prompts):  # one was cut on the left
+            begun, cache = 0, ColumnCache(0)
+        suffixes = [prompt[begun:] for prompt in prompts]
+        looked_for = [stop for stop in limits.stops if stop and stop != self.tokenizer.eos_token]
 
-        Counts the prompts that are longer.
-        """
+        def ended(rows: list[list[int]]) -> list[bool]:
+            if not looked_for:
+                return [False] * len(rows)
+            return [any(stop in text for stop in looked_for) for text in self.tokenizer.batch_decode(rows)]
+
+        return decode(self.model, cache, suffixes, limits.new_tokens, self.end_tokens, ended)
+
+    def _limits(self, requests: Sequence[Any], prompts: Sequence[list[int]]) -> Limits:
+        """What requests of one kind share; counts the prompts that are longer than there is room."""
         settings = normalize_gen_kwargs(requests[0].args[1], self.max_gen_toks)
         stops = handle_stop_sequences(
             settings.pop("until", None), eos=self.tok_decode(self.eot_token_id, skip_special_tokens=False)
@@ -95,9 +156,9 @@ class CheckpointLM(HFLM):
                 f"task {requests[0].task_name} generates up to {new_tokens} tokens and the model's context is "
                 f"{self.max_length}: nothing is left for the prompt; set --max-gen-toks below that"
             )
-        for request, length in zip(requests, lengths, strict=True):
-            self.prompts_cut[request.task_name] += length > room
-        return settings, stops, new_tokens, room
+        for request, prompt in zip(requests, prompts, strict=True):
+            self.prompts_cut[request.task_name] += len(prompt) > room
+        return Limits(dict(settings), stops, new_tokens, room)
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **settings: Any) -> torch.Tensor:
         if not settings.get("do_sample"):
@@ -128,21 +189,45 @@ class CheckpointLM(HFLM):
                     answers[index] = answer
         return answers
 
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of each whole text, in windows of the context (perplexity tasks)."""
+        self._task = requests[0].task_name
+        with self._progress.over(len(requests), "scoring"):
+            likelihoods: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
+        return likelihoods
+
     def _loglikelihood_tokens(self, requests: list[Any], disable_tqdm: bool = False, **options: Any) -> list[Any]:
-        for (_, continuation), _, tokens in requests:
+        for _, _, tokens in requests:
             if len(tokens) > self.max_length:
                 raise RequestError(
-                    f"task {self._task}: the answer '{continuation[:60]}…' has {len(tokens)} tokens and the model's "
+                    f"task {self._task}: '{self.tok_decode(tokens)[:60]}…' has {len(tokens)} tokens and the model's "
                     f"context is {self.max_length}; take a model with a longer one"
                 )
         too_long = sum(len(prompt) + len(tokens) > self.max_length + 1 for _, prompt, tokens in requests)
         self.prompts_cut[self._task] += too_long
-        return super()._loglikelihood_tokens(requests, disable_tqdm=True, **options)
+        if not self.in_parts:
+            return super()._loglikelihood_tokens(requests, disable_tqdm=True, **options)
+        batch_size = options.get("override_bs") or self.batch_size
+        return score(self.model, [self._cut(*request[1:]) for request in requests], batch_size, self._progress.advance)
+
+    def _cut(self, prompt: list[int], tokens: list[int]) -> Pair:
+        """A context that fits with its continuation, of which the last token is not fed."""
+        return prompt[-(self.max_length + 1 - len(tokens)) :], tokens
 
     def _model_call(self, inps: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         logits = super()._model_call(inps, *arguments, **options)
         self._progress.advance(len(inps))
         return logits
+
+
+class WeightlessLM(CheckpointLM):
+    """A checkpoint's tokenizer, template and context, without its weights: for who lets others compute."""
+
+    in_parts = False
+
+    def __init__(self, checkpoint: str, batch_size: int, revision: str | None) -> None:
+        # On the device `meta` a model has its configuration and shapes, and takes no memory.
+        super().__init__(checkpoint, batch_size, "meta", "auto", revision)
 
 
 def _places(requests: Sequence[Any], kind: Callable[[Any], Hashable]) -> list[list[int]]:
@@ -165,7 +250,7 @@ class _StopStrings(StoppingCriteria):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
         done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         generated = input_ids[:, self.start :]
-        if self.stops and generated.shape[1] % LOOK_FOR_STOPS_EVERY == 0:
+        if self.stops and generated.shape[1] % LOOK_EVERY == 0:
             texts = self.tokenizer.batch_decode(generated)
             done |= torch.tensor([any(stop in text for stop in self.stops) for text in texts], device=done.device)
         return done
