@@ -4,59 +4,29 @@
     load_rankings        K-wise preferences  load_prompts    prompts with what their verifier needs
 
 All rows are put in an order that derives from the seed, then the first `rows` are taken: a smaller selection is the
-beginning of a larger one. The same source and seed give the same rows in the same order everywhere. `describe_source`
-says what defines them, for the config hash. Nothing is tokenised here.
+beginning of a larger one. The same source and seed give the same rows in the same order everywhere. Only the rows that
+are taken are held in memory. `describe_source` says what defines them, for the config hash. Nothing is tokenised here.
 """
 
 import logging
-import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from pydantic import Field, model_validator
-
-from posttrain.core.config import Settings
 from posttrain.core.errors import RequestError
-from posttrain.core.seeds import derive_seed
 from posttrain.data import generated
 from posttrain.data.formats import Format, Record, UnusableRow, find_format, gives
-from posttrain.data.origins import HubDataset, LocalFile, locate
-from posttrain.data.rows import Conversation, Pair, Prompt, Ranking
+from posttrain.data.formats.places import matches
+from posttrain.data.origins import HubDataset, LocalFiles, locate
+from posttrain.data.rows import Conversation, Message, Pair, Prompt, Ranking
+from posttrain.data.selection import shard, shuffled, shuffled_stream
+from posttrain.data.source import NANO, STREAM_BUFFER, Source
 
-NANO = "nano"
+__all__ = ["NANO", "Source", "describe_source", "load_conversations", "load_pairs", "load_prompts", "load_rankings"]
 
 Row = TypeVar("Row")
 
 _logger = logging.getLogger(__name__)
-
-
-class Source(Settings):
-    """Where rows come from, and which of them."""
-
-    path: str = Field(min_length=1)
-    """`nano` for the generated corpora, a Hub id (`openai/gsm8k`), or a file or folder. A Hub id is looked up under
-    $POSTTRAIN_DATA/<Hub id>/<config>/<split>.jsonl first."""
-    config: str | None = None
-    """The dataset's configuration, for HH-RLHF its folder; none: the usual one, or the only one."""
-    split: str = "train"
-    """The dataset's split."""
-    revision: str | None = None
-    """The Hub's branch, tag or commit; resolved to a commit and recorded. With one, mirrors are not looked at."""
-    rows: int | None = Field(default=None, gt=0)
-    """How many rows to take, after shuffling by the run's seed; none: all."""
-    skip: int = Field(default=0, ge=0)
-    """How many of the shuffled usable rows to pass over first: those that another source of the same split takes."""
-    format: str | None = None
-    """A name in posttrain.data.formats; none: the one of the Hub id, else `generic`."""
-    columns: dict[str, str] = Field(default_factory=dict)
-    """What a format calls a column, to what this dataset calls it: `{prompt: instruction}`."""
-
-    @model_validator(mode="after")
-    def _nano_has_no_files(self) -> "Source":
-        if self.path == NANO and (self.config or self.revision or self.format or self.columns):
-            raise ValueError("nano is generated: of config, revision, format and columns it takes none")
-        return self
 
 
 def load_conversations(source: Source, seed: int) -> list[Conversation]:
@@ -66,7 +36,7 @@ def load_conversations(source: Source, seed: int) -> list[Conversation]:
 
     def make(format_: Format, record: Record, row_id: str) -> Conversation:
         assert format_.conversation is not None
-        return {"id": row_id, "messages": format_.conversation(record)}
+        return {"id": row_id, "messages": _with_system(format_.conversation(record), source)}
 
     return _load(source, seed, "conversation", make)
 
@@ -86,7 +56,7 @@ def load_pairs(source: Source, seed: int) -> list[Pair]:
             raise UnusableRow("identical answers")
         return {
             "id": row_id,
-            "prompt": prompt,
+            "prompt": _with_system(prompt, source),
             "chosen": [{"role": "assistant", "content": chosen}],
             "rejected": [{"role": "assistant", "content": rejected}],
             "kind": _kind(format_, record),
@@ -105,7 +75,8 @@ def load_rankings(source: Source, seed: int) -> list[Ranking]:
         prompt, completions = format_.ranking(record)
         if len(set(completions)) < len(completions):
             raise UnusableRow("identical answers")
-        return {"id": row_id, "prompt": prompt, "completions": completions, "kind": _kind(format_, record)}
+        messages = _with_system(prompt, source)
+        return {"id": row_id, "prompt": messages, "completions": completions, "kind": _kind(format_, record)}
 
     return _load(source, seed, "ranking", make)
 
@@ -118,7 +89,8 @@ def load_prompts(source: Source, seed: int) -> list[Prompt]:
     def make(format_: Format, record: Record, row_id: str) -> Prompt:
         assert format_.prompt is not None
         prompt, reference = format_.prompt(record)
-        return {"id": row_id, "prompt": prompt, "reference": reference, "kind": _kind(format_, record)}
+        messages = _with_system(prompt, source)
+        return {"id": row_id, "prompt": messages, "reference": reference, "kind": _kind(format_, record)}
 
     return _load(source, seed, "prompt", make)
 
@@ -136,6 +108,7 @@ def describe_source(source: Source) -> dict[str, Any]:
             "rows": source.rows,
             "skip": source.skip,
             "generator": generated.version(),
+            **source.selection(),
         }
     format_ = find_format(source.path, source.format)
     origin = _locate(source, format_)
@@ -147,7 +120,8 @@ def describe_source(source: Source) -> dict[str, Any]:
         "rows": source.rows,
         "skip": source.skip,
         "format": f"{format_.name}@{format_.version}",
-        "columns": format_.column_of(source.columns),
+        "columns": format_.described_columns(source.columns),
+        **source.selection(),
     }
 
 
@@ -155,9 +129,11 @@ def _config(source: Source, format_: Format) -> str | None:
     return source.config or (format_.default_config if source.path in format_.hub_ids else None)
 
 
-def _locate(source: Source, format_: Format) -> LocalFile | HubDataset:
+def _locate(source: Source, format_: Format) -> LocalFiles | HubDataset:
     config = _config(source, format_)
-    return locate(source.path, config, source.split, source.revision, format_.config_is_folder)
+    return locate(
+        source.path, config, source.split, source.revision, format_.config_is_folder, format_.files_are_one_split
+    )
 
 
 def _load(source: Source, seed: int, wanted: str, make: Callable[[Format, Record, str], Row]) -> list[Row]:
@@ -170,27 +146,67 @@ def _load(source: Source, seed: int, wanted: str, make: Callable[[Format, Record
     origin = _locate(source, format_)
     columns = format_.column_of(source.columns)
     dropped: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
     rows: list[Row] = []
-    values = origin.read()
-    for number in _order(len(values), source, seed):
-        record = Record(origin.dataset, number, values[number], columns)
-        row_id = str(values[number].get("id") or f"{origin.dataset}/{source.split}/{number}")
+    matched = False
+    for number, values in _ordered(origin, format_, source, seed, wanted):
+        if not matches(values, source.where, f"dataset {origin.dataset}"):
+            continue
+        matched = True
+        record = Record(origin.dataset, number, values, columns, left_out)
+        row_id = str(values.get("id") or f"{origin.dataset}/{source.split}/{number}")
         try:
             rows.append(make(format_, record, row_id))
         except UnusableRow as reason:
             dropped[str(reason)] += 1
         if source.rows is not None and len(rows) == source.skip + source.rows:
             break
+    if not matched:
+        raise RequestError(f"dataset {origin.dataset}: no row of split '{source.split}' has {_said(source)}")
     if dropped:
         told = ", ".join(f"{count} with {reason}" for reason, count in dropped.items())
         if not rows:
             raise RequestError(f"dataset {origin.dataset} has no usable {wanted}: {told}")
         _logger.warning("dataset %s: left out %s rows (%s)", origin.dataset, dropped.total(), told)
+    for what, count in left_out.items():
+        _logger.warning("dataset %s: left out %s %s", origin.dataset, count, what)
     return _chosen(origin.dataset, rows, source)
 
 
+def _ordered(
+    origin: LocalFiles | HubDataset, format_: Format, source: Source, seed: int, wanted: str
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Number and columns of every row of the shard, in the run's order; a row is read when its turn comes."""
+    if source.stream:
+        if format_.regroup is not None:
+            raise RequestError(
+                f"dataset {source.path} in format '{format_.name}' puts rows together and cannot be streamed; "
+                "leave stream out"
+            )
+        coming = shuffled_stream(enumerate(origin.stream()), seed, source.split, STREAM_BUFFER)
+        yield from shard(coming, source.part)
+        return
+    values: Sequence[Mapping[str, Any]] = origin.rows()
+    if format_.regroup is not None:
+        values = format_.regroup(values, wanted)
+    for number in shard(shuffled(len(values), seed, source.split), source.part):
+        yield number, values[number]
+
+
+def _said(source: Source) -> str:
+    conditions = " and ".join(f"{place} = {value!r}" for place, value in source.where.items())
+    return conditions or f"its place in shard {source.shard}"
+
+
+def _with_system(messages: list[Message], source: Source) -> list[Message]:
+    if source.system is None or messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": source.system}, *messages]
+
+
 def _select(rows: list[Row], source: Source, seed: int) -> list[Row]:
-    return _chosen(NANO, [rows[number] for number in _order(len(rows), source, seed)], source)
+    order = shard(shuffled(len(rows), seed, source.split), source.part)
+    return _chosen(NANO, [rows[number] for number in order], source)
 
 
 def _chosen(dataset: str, ordered: list[Row], source: Source) -> list[Row]:
@@ -206,13 +222,6 @@ def _chosen(dataset: str, ordered: list[Row], source: Source) -> list[Row]:
 def _warn_if_fewer(dataset: str, there: int, source: Source) -> None:
     if source.rows is not None and there < source.rows:
         _logger.warning("dataset %s: %s rows were asked for, it has %s", dataset, source.rows, there)
-
-
-def _order(count: int, source: Source, seed: int) -> list[int]:
-    """The numbers of a data set's rows in the run's order."""
-    order = list(range(count))
-    random.Random(derive_seed(seed, "rows", source.split)).shuffle(order)
-    return order
 
 
 def _kind(format_: Format, record: Record) -> str:

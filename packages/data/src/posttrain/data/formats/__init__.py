@@ -1,12 +1,13 @@
-"""One small declarative entry per dataset. To add one: a file here, and its name in `FORMATS`."""
+"""One small declarative entry per dataset. To add one: an entry in `published`, or a file here named in `FORMATS`."""
 
 from posttrain.core.errors import RequestError, suggest
 from posttrain.data.formats.format import Format, Record, UnusableRow, gives
 from posttrain.data.formats.generic import GENERIC
 from posttrain.data.formats.gsm8k import GSM8K
 from posttrain.data.formats.hh_rlhf import HH_RLHF
+from posttrain.data.formats.published import PUBLISHED
 
-FORMATS: dict[str, Format] = {format_.name: format_ for format_ in (GENERIC, GSM8K, HH_RLHF)}
+FORMATS: dict[str, Format] = {format_.name: format_ for format_ in (GENERIC, GSM8K, HH_RLHF, *PUBLISHED)}
 
 __all__ = ["FORMATS", "Format", "Record", "UnusableRow", "find_format", "gives"]
 

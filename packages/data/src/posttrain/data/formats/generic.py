@@ -1,6 +1,6 @@
 """The shapes that most datasets come in, and that posttrain itself writes.
 
-    conversations   messages: [{"role", "content"}, …]  (or ShareGPT's {"from", "value"})
+    conversations   messages: [{"role", "content"}, …]  (or ShareGPT's {"from", "value"}); else prompt, completion
     pairs           prompt, chosen, rejected; texts or lists of messages; without a prompt, chosen and rejected are
                     whole conversations that share theirs
     rankings        prompt, completions (texts, best first)
@@ -26,7 +26,9 @@ def messages(record: Record, role: str) -> list[Message]:
 
 
 def conversation(record: Record) -> list[Message]:
-    """The messages; the last one has to be the assistant's."""
+    """The messages, of which the last one has to be the assistant's; without them prompt and completion."""
+    if not record.has("messages") and record.has("completion"):
+        return [*prompt_messages(record), {"role": "assistant", "content": record.text("completion")}]
     turns = messages(record, "messages")
     if turns[-1]["role"] != "assistant":
         raise record.error(f"the last message is the {turns[-1]['role']}'s; a demonstration ends with the assistant's")
@@ -85,11 +87,13 @@ GENERIC = Format(
     columns={
         "messages": "messages",
         "prompt": "prompt",
+        "completion": "completion",
         "chosen": "chosen",
         "rejected": "rejected",
         "completions": "completions",
         "reference": "reference",
     },
+    later_roles=frozenset({"completion"}),
     conversation=conversation,
     pair=pair,
     ranking=ranking,

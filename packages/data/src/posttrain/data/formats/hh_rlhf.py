@@ -3,9 +3,14 @@
 A transcript is one text of turns, each opened by a blank line and `Human:` or `Assistant:`. Some transcripts have two
 turns of one speaker in a row (an answer that wrote the next question itself): they are one message here. The
 configurations are folders of the dataset (harmless-base, helpful-base, …).
+
+The shared turns are the prompt. Where the two part before the last answer, what was preferred is not an answer to one
+prompt: such rows are left out and counted, as are those that end with the question. A demonstration is the preferred
+transcript, as those who fine-tune on it take it (Rafailov et al. 2023, section 6.3).
 """
 
 import re
+from typing import Any
 
 from posttrain.data.formats.format import Format, Record
 from posttrain.data.formats.turns import merge_same_speaker, split_shared_prefix
@@ -35,6 +40,17 @@ def pair(record: Record) -> tuple[list[Message], str, str]:
     return split_shared_prefix(chosen, rejected)
 
 
+def conversation(record: Record) -> list[Message]:
+    """The preferred transcript."""
+    turns, chosen, _ = pair(record)
+    return [*turns, {"role": "assistant", "content": chosen}]
+
+
+def prompt(record: Record) -> tuple[list[Message], Any]:
+    """The shared turns; there is no reference."""
+    return pair(record)[0], None
+
+
 HH_RLHF = Format(
     name="hh-rlhf",
     hub_ids=("Anthropic/hh-rlhf",),
@@ -42,4 +58,6 @@ HH_RLHF = Format(
     config_is_folder=True,
     kind="hh-rlhf",
     pair=pair,
+    conversation=conversation,
+    prompt=prompt,
 )
