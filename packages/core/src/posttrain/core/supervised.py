@@ -17,9 +17,24 @@ from types import TracebackType
 
 import httpx
 
-from posttrain.core.errors import WorkError
+from posttrain.core.errors import RequestError, WorkError
 from posttrain.core.process import PARENT_VARIABLE, end_process
 from posttrain.core.serving import free_port
+
+VLLM_READY_SECONDS = 900.0
+"""vLLM compiles kernels and captures graphs before it answers."""
+
+
+def vllm_python() -> Path:
+    """The interpreter of vLLM's environment: `.venv-vllm` beside this one, or what POSTTRAIN_VLLM_PYTHON names."""
+    named = os.environ.get("POSTTRAIN_VLLM_PYTHON")
+    python = Path(named) if named else Path(sys.prefix).parent / ".venv-vllm" / "bin" / "python"
+    if not python.is_file():
+        raise RequestError(
+            f"engine vllm: there is no {python}; make vLLM's environment with `make vllm`, or name its interpreter in "
+            "POSTTRAIN_VLLM_PYTHON"
+        )
+    return python
 
 
 class SupervisedService:

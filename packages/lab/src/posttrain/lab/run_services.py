@@ -13,12 +13,8 @@ from types import TracebackType
 
 from posttrain.core.clients import PolicyClient, RewardClient
 from posttrain.core.stock_vllm import StockVllm, connect_policy
-from posttrain.core.supervised import SupervisedService
-from posttrain.lab.services import vllm_python
+from posttrain.core.supervised import VLLM_READY_SECONDS, SupervisedService, vllm_python
 from posttrain.rollout.settings import EngineKind, VllmSettings
-
-VLLM_READY_SECONDS = 900.0
-"""vLLM compiles kernels and captures graphs before it answers."""
 
 
 @dataclass(frozen=True)
