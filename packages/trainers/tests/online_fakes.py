@@ -57,7 +57,7 @@ class FakePolicy:
     def push(self, version, weights):
         self.pushed.append(version)
         assert version > self.version or (version == self.version and self.version > 0), "contract: 409"
-        missing, unexpected = self.model.load_state_dict(safetensors.torch.load(weights), strict=False)
+        missing, unexpected = self.model.load_state_dict(safetensors.torch.load_file(weights), strict=False)
         assert not unexpected
         assert set(missing) <= {"lm_head.weight"}
         self.version = version

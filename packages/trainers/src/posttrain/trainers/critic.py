@@ -1,6 +1,7 @@
 """PPO's critic: a transformer body with a linear value head, one value a position.
 
-It starts as a copy of the policy's body; it lives in the trainer's state and never in a checkpoint.
+It starts as a copy of the policy's body, or shares its weights where they stay frozen below an adapter; it lives in
+the trainer's state and never in a checkpoint.
 """
 
 import copy
@@ -13,9 +14,13 @@ from torch import Tensor, nn
 class Critic(nn.Module):
     """V(s) after each token. The head starts at zero, so V = 0: no token is blamed before the critic has learnt."""
 
-    def __init__(self, policy: Any) -> None:
+    def __init__(self, policy: Any, share_weights: bool = False) -> None:
+        """`share_weights`: modules of its own around the policy's own parameters, which then have to stay frozen."""
         super().__init__()
-        self.body = copy.deepcopy(policy.get_decoder())
+        body = policy.get_decoder()
+        # What deepcopy finds in its memo it takes for the copy.
+        shared = {id(parameter): parameter for parameter in body.parameters()} if share_weights else {}
+        self.body = copy.deepcopy(body, shared)
         self.head = nn.Linear(policy.config.hidden_size, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)

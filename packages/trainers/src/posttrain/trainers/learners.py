@@ -1,9 +1,12 @@
 """The models of an online run and their one optimiser, on Accelerate: policy, the method's extra modules, reference.
 
-Knows how to load, step, export and hand out weights; knows nothing of rollouts, rewards or losses.
+Knows how to load, step, export and hand out weights; knows nothing of rollouts, rewards or losses. With an adapter
+(`adapters.py`) the frozen weights are there once: the reference is the policy with its adapter switched off, and the
+extra modules' transformers share them.
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,12 +14,18 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from posttrain.core.errors import Diverged, RequestError
+from posttrain.core.seeds import derive_seed
 from posttrain.data.chat import load_tokenizer
-from posttrain.trainers.models import load_policy, weights_file
+from posttrain.trainers.activation_checkpointing import recompute_activations
+from posttrain.trainers.adapters import adapter_bytes, add_adapter, merged_state, without_adapter
+from posttrain.trainers.models import load_policy, write_weights
 from posttrain.trainers.online_method import REF_LOGPROBS, OnlineMethod
 from posttrain.trainers.online_settings import OnlineSettings
 from posttrain.trainers.packed_attention import layout_for, read_packed
+from posttrain.trainers.padded_rows import PaddedRows
 from posttrain.trainers.stage import StageInputs
+from posttrain.trainers.start_model import load_options, ready_to_train
+from posttrain.trainers.state import save_only_what_is_trained
 
 
 class Learners:
@@ -33,14 +42,18 @@ class Learners:
                 "sample and push for itself: start one without a launcher"
             )
         self.device = self.accelerator.device
+        save_only_what_is_trained(self.accelerator)
         self.tokenizer = load_tokenizer(inputs.start)
-        policy = load_policy(inputs.start)
-        packed = read_packed(policy.eval())
+        policy, packed = self._load(inputs.start)
         extra = method.extra_modules(policy)
+        ready_to_train(policy, settings, inputs.seed)
+        if settings.adapter:
+            for name, module in extra.items():
+                add_adapter(module.module, settings.adapter, derive_seed(inputs.seed, name), module.new_modules)
         modules = {"policy": policy, **{name: module.module for name, module in extra.items()}}
         self._peak_lrs = [settings.lr, *(module.lr for module in extra.values())]
         groups = [
-            {"params": list(module.parameters()), "lr": lr}
+            {"params": [p for p in module.parameters() if p.requires_grad], "lr": lr}
             for module, lr in zip(modules.values(), self._peak_lrs, strict=True)
         ]
         optimizer = torch.optim.AdamW(groups, betas=settings.betas, weight_decay=0.0, fused=True)
@@ -52,10 +65,26 @@ class Learners:
         if REF_LOGPROBS in method.needs:
             if inputs.reference is None:
                 raise RequestError("the method needs a reference checkpoint to measure KL from; give one")
-            reference = load_policy(inputs.reference).eval().requires_grad_(False)
-            packed = packed and read_packed(reference)
-            self.reference = reference.to(self.device)
-        self.layout = layout_for(packed)
+            if settings.adapter and inputs.reference.resolve() == inputs.start.resolve():
+                self.reference = _AdapterOff(self.policy)
+            else:
+                reference, reads_packed = self._load(inputs.reference)
+                packed = packed and reads_packed
+                self.reference = reference.requires_grad_(False).to(self.device)
+        if settings.gradient_checkpointing:
+            for module in self._modules.values():
+                recompute_activations(module)
+        self.layout = layout_for(packed) if settings.attention == "sdpa" else PaddedRows()
+
+    def _load(self, checkpoint: Path) -> tuple[Any, bool]:
+        """A checkpoint's model as the settings say, and whether it reads packed rows; in fp32, but frozen weights under
+        an adapter in the run's precision."""
+        policy = load_policy(checkpoint, **load_options(self._settings)).eval()
+        packed = self._settings.attention == "sdpa" and read_packed(policy)  # of which bf16 would say too little
+        if self._settings.adapter and self._settings.precision == "bf16":
+            for parameter in policy.parameters():
+                parameter.data = parameter.data.to(torch.bfloat16)
+        return policy, packed
 
     def set_learning_rates(self, step: int) -> float:
         """Sets all rates for a step, a pure function of its number; returns the policy's."""
@@ -89,6 +118,26 @@ class Learners:
         """The policy as transformers made it, without Accelerate's wrappers."""
         return self.accelerator.unwrap_model(self.policy)
 
-    def policy_weights(self) -> bytes:
-        """One safetensors file of the policy's parameters under its own names, fp32; tied ones once."""
-        return weights_file(self.plain_policy(), self.accelerator.get_state_dict(self.policy))
+    def write_full(self, file: Path, dtype: torch.dtype) -> None:
+        """Writes the policy's weights, merged where there is an adapter, under the start's own names as one safetensors
+        file; tied ones once."""
+        named = self.plain_policy().named_parameters()
+        if self._settings.adapter:
+            once = {id(tensor): (name, tensor) for name, tensor in reversed(merged_state(self.policy).items())}
+            named = iter(once.values())
+        write_weights(named, file, dtype)
+
+    def write_adapter(self, file: Path, dtype: torch.dtype) -> None:
+        """Writes the adapter alone, in fp32 whatever the base has: it is small, and what is added to it exact."""
+        file.write_bytes(adapter_bytes(self.plain_policy()))
+
+
+class _AdapterOff:
+    """The model that training started from, as the policy without its adapter: no second set of weights."""
+
+    def __init__(self, policy: Any) -> None:
+        self._policy = policy
+
+    def __call__(self, **inputs: Any) -> Any:
+        with without_adapter(self._policy):
+            return self._policy(**inputs)

@@ -51,8 +51,9 @@ def measure(
     "length", "items": [{"id", "kind", "kl", "scores", "text", "finish_reason"}]}`. Scores are as the service gives
     them. The service is given the checkpoint's weights. RequestError for a prompt that does not fit the context.
     """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     with quiet():
-        model, reference_model = load_policy(checkpoint).eval(), load_policy(reference).eval()
+        model, reference_model = (load_policy(folder).eval() for folder in (checkpoint, reference))
     tokenizer = load_tokenizer(checkpoint)
     rendered = fitting_prompts(
         [RenderedPrompt(prompt, render_prompt(tokenizer, prompt["prompt"])) for prompt in prompts],
@@ -71,7 +72,7 @@ def measure(
     )
     completions = [completion for (completion,) in choices]
     scores = score_completions(reward, sources, [prompt.prompt for prompt in rendered], completions)
-    kl = sequence_kl(model, reference_model, rendered, completions, micro_batch_tokens)
+    kl = sequence_kl(model.to(device), reference_model.to(device), rendered, completions, micro_batch_tokens)
     items = [
         {
             "id": prompt.prompt["id"],
@@ -108,12 +109,16 @@ def sequence_kl(
     groups = range(len(prompts))
     for index in layout.split(prompt_ids, completion_ids, groups, micro_batch_tokens):
         rows = layout.rows(
-            [prompt_ids[i] for i in index], [completion_ids[i] for i in index], [groups[i] for i in index]
+            [prompt_ids[i] for i in index],
+            [completion_ids[i] for i in index],
+            [groups[i] for i in index],
+            model.device,
         )
         logprobs, _ = completion_logprobs(model, rows)
         ref_logprobs, _ = completion_logprobs(reference, rows)
         sampled = torch.zeros_like(logprobs).masked_scatter(
-            rows.mask, torch.tensor([logprob for i in index for logprob in completions[i].logprobs])
+            rows.mask,
+            torch.tensor([logprob for i in index for logprob in completions[i].logprobs], device=model.device),
         )
         mismatch += float((sampled - logprobs).abs().sum())
         for i, value in zip(index, k1(logprobs, ref_logprobs).sum(dim=1).tolist(), strict=True):

@@ -4,6 +4,7 @@ Pickled weights are refused: loading one runs whatever code it holds. Knows noth
 provenance is the run's.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,26 +28,34 @@ if TYPE_CHECKING:
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
-def load_policy(checkpoint: Path | str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The causal language model in a folder (or of a Hub id), in `dtype`, on the CPU, with sdpa attention.
+def load_policy(
+    checkpoint: Path | str, dtype: torch.dtype = torch.float32, attention: str = "sdpa", quantization: Any = None
+) -> PreTrainedModel:
+    """The causal language model in a folder (or of a Hub id), in `dtype`, on the CPU, with that attention.
+
+    `quantization` is transformers' quantization_config.
 
     RequestError when there is no such checkpoint, its weights are not safetensors, or some are missing or misshapen.
     """
-    model, missing = _load(AutoModelForCausalLM, checkpoint, dtype)
+    model, missing = _load(AutoModelForCausalLM, checkpoint, dtype, attention, quantization)
     if missing:
         raise RequestError(f"checkpoint {checkpoint} lacks weights of its own model: {sorted(missing)[0]}")
     return model
 
 
 def load_sequence_classifier(
-    checkpoint: Path | str, seed: int, dtype: torch.dtype = torch.float32
+    checkpoint: Path | str,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    attention: str = "sdpa",
+    quantization: Any = None,
 ) -> tuple[PreTrainedModel, bool]:
     """A model with one score a sequence, and whether its head is new.
 
     From a classifier's checkpoint the head is taken as it is; a language model's gets a new one, drawn from a normal
     of deviation 1/√(hidden + 1) by `seed` (Stiennon et al. 2020, appendix B.1). Same errors as `load_policy`.
     """
-    model, missing = _load(AutoModelForSequenceClassification, checkpoint, dtype, num_labels=1)
+    model, missing = _load(AutoModelForSequenceClassification, checkpoint, dtype, attention, quantization, num_labels=1)
     head = [name for name in missing if name.startswith("score.")]
     if len(head) < len(missing):
         raise RequestError(f"checkpoint {checkpoint} lacks weights of its own model: {sorted(missing - set(head))[0]}")
@@ -90,7 +99,9 @@ def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         tokenizer.save_pretrained(new)
 
 
-def _load(auto: Any, checkpoint: Path | str, dtype: torch.dtype, **options: Any) -> tuple[PreTrainedModel, set[str]]:
+def _load(
+    auto: Any, checkpoint: Path | str, dtype: torch.dtype, attention: str, quantization: Any, **options: Any
+) -> tuple[PreTrainedModel, set[str]]:
     folder = Path(checkpoint)
     if folder.is_dir():
         _refuse_pickles(folder)
@@ -104,7 +115,8 @@ def _load(auto: Any, checkpoint: Path | str, dtype: torch.dtype, **options: Any)
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
-            attn_implementation="sdpa",
+            attn_implementation=attention,
+            quantization_config=quantization,
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
@@ -124,7 +136,7 @@ def _refuse_pickles(folder: Path) -> None:
     raise RequestError(f"checkpoint {folder} holds no *.safetensors file")
 
 
-def weights_file(model: Any, state: dict[str, torch.Tensor]) -> bytes:
-    """The entries of `state` that are parameters of `model`, as a safetensors file in fp32."""
-    names = {name for name, _ in model.named_parameters()}
-    return safetensors.torch.save({name: state[name].float().cpu().contiguous() for name in sorted(names)})
+def write_weights(named: Iterable[tuple[str, torch.Tensor]], file: Path, dtype: torch.dtype) -> None:
+    """Writes tensors as one safetensors file in `dtype`. What is in it and on the CPU already is not copied."""
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in sorted(named)}
+    safetensors.torch.save_file(tensors, file)

@@ -7,20 +7,23 @@ both but for a reward model's last digits under `overlap_scoring`.
 """
 
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from posttrain.core.clients import PolicyClient
 from posttrain.core.metrics import MetricsLog, Progress
 from posttrain.core.seeds import derive_seed
 from posttrain.data.sources import Source
+from posttrain.trainers.adapters import save_trained
 from posttrain.trainers.batch import Batch, Minibatch, collate, split_minibatches
 from posttrain.trainers.forward import Rows, completion_logprobs, completion_outputs
 from posttrain.trainers.importance import EXACT, correction, importance_metrics, scale_gradient
 from posttrain.trainers.learners import Learners
-from posttrain.trainers.models import context_length, save_checkpoint
+from posttrain.trainers.models import context_length
 from posttrain.trainers.online_costs import run_summary, step_cost
 from posttrain.trainers.online_inputs import read_prompts, services
 from posttrain.trainers.online_method import Group, OnlineMethod
@@ -29,7 +32,7 @@ from posttrain.trainers.online_settings import OnlineSettings
 from posttrain.trainers.phases import Phases
 from posttrain.trainers.quiet import quiet
 from posttrain.trainers.rewards import terminal_rewards, weighted_sum
-from posttrain.trainers.rollouts import RenderedPrompt, VersionedPolicy, take_prompts
+from posttrain.trainers.rollouts import RenderedPrompt, VersionedPolicy, WriteWeights, take_prompts
 from posttrain.trainers.run_length import Spending
 from posttrain.trainers.scored_rollouts import ScoredRollout, ScoredRollouts
 from posttrain.trainers.stage import StageInputs
@@ -59,12 +62,25 @@ class OnlineLoop:
         self.position = Position(method)
         self.learners.accelerator.register_for_checkpointing(self.position)
         load_state(self.learners.accelerator, inputs.run.state)
-        self.policy = VersionedPolicy(policy, self.learners.policy_weights, self.position.step)
+        self.policy = VersionedPolicy(policy, self.pushed_weights(policy), self.position.step)
         self.rollouts = ScoredRollouts(self.policy, self.reward, self.sources, settings)
         self.log = MetricsLog(inputs.run.metrics_path, inputs.trackers, inputs.run.path.name)
         self.log.truncate(after_step=self.position.step - 1)
         self.steps = settings.share_of(settings.steps)
         self.spending = Spending(settings, self.log.rows())
+
+    def pushed_weights(self, policy: PolicyClient) -> WriteWeights:
+        """What is pushed: the adapter alone to a service that merges it into what this stage starts from, else all."""
+        if self.settings.adapter is None:
+            return self.learners.write_full
+        if policy.merges_into(self.inputs.start):
+            return self.learners.write_adapter
+        print(
+            f"the policy service was not started with {self.inputs.start}, or does not say so: each step sends it full "
+            "weights instead of the adapter",
+            file=sys.stderr,
+        )
+        return self.learners.write_full
 
     def read_prompts(self, source: Source | None) -> list[RenderedPrompt]:
         """The prompts of a source, checked against the model's context."""
@@ -109,8 +125,10 @@ class OnlineLoop:
         if self.settings.validate_every:
             validation = self.validate(phases, last=True)
             self.log.log(self.position.step, **validation, **phases.logged)
-        save_checkpoint(self.learners.plain_policy(), self.learners.tokenizer, self.inputs.run.checkpoint)
-        return self.summary()
+        adapter = save_trained(
+            self.learners.plain_policy(), self.learners.tokenizer, self.inputs.run, self.inputs.start
+        )
+        return self.summary() | adapter
 
     def sample(self, phases: Phases) -> tuple[list[Group], dict[str, float]]:
         """Completions of the next prompts with their rewards: the groups that the method accepts, numbers about all.

@@ -27,6 +27,8 @@ class ExtraModule:
 
     module: nn.Module
     lr: float
+    new_modules: tuple[str, ...] = ()
+    """Its parts that no checkpoint has: they train whole where the rest trains through an adapter."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from posttrain.trainers.model_settings import ModelSettings
+from posttrain.trainers.model_settings import Adapter, ModelSettings
 from posttrain.trainers.rewards import TruncationRule
 
 
@@ -83,6 +83,16 @@ class OnlineSettings(ModelSettings):
     mismatch_limit: float = Field(0.1, gt=0)
     """Mean absolute difference of the engine's and the trainer's log-probabilities, in nats, beyond which the service
     is taken to hold other weights and the run stops."""
+
+    @field_validator("adapter")
+    @classmethod
+    def _on_whole_weights(cls, value: Adapter | None) -> Adapter | None:
+        if value is not None and value.kind == "qlora":
+            raise ValueError(
+                "must be lora or full: the policy service merges what is pushed into whole weights, and qlora trains "
+                "beside 4-bit ones, which are another model; set adapter: lora in this method's section"
+            )
+        return value
 
 
 class GroupSettings(OnlineSettings):

@@ -73,17 +73,18 @@ class PackedRows:
             return max(len(prompt_ids[row]) + len(completion_ids[row]) for row in members[group])
 
         batches: list[list[int]] = []
-        room = 0
+        room, shares = 0, False
         for group in sorted(members, key=lambda group: (-longest(group), group)):
             joined = False
             for row in sorted(members[group], key=lambda row: (-len(completion_ids[row]), row)):
                 alone = len(prompt_ids[row]) + len(completion_ids[row]) - 1
-                tokens = len(completion_ids[row]) - 1 if joined else alone
+                # A batch of nothing but single tokens has its rows whole (`rows`).
+                tokens = len(completion_ids[row]) - 1 if joined and shares else alone
                 if not batches or tokens > room:
                     batches.append([])
-                    room, tokens = max_tokens, alone
+                    room, shares, tokens = max_tokens, False, alone
                 batches[-1].append(row)
-                room, joined = room - tokens, True
+                room, joined, shares = room - tokens, True, shares or len(completion_ids[row]) > 1
         return batches
 
     def rows(

@@ -63,7 +63,8 @@ class PPO(OnlineMethod):
             self._kl = AdaptiveKL(settings.kl_coef, settings.kl_target, settings.kl_gain)
 
     def extra_modules(self, policy: Any) -> dict[str, ExtraModule]:
-        return {"values": ExtraModule(Critic(policy), self._settings.critic_lr)}
+        critic = Critic(policy, share_weights=self._settings.adapter is not None)
+        return {"values": ExtraModule(critic, self._settings.critic_lr, new_modules=("head",))}
 
     def credit(self, batch: Batch) -> tuple[dict[str, Float[Tensor, "batch time"]], dict[str, float]]:
         assert batch.ref_logprobs is not None

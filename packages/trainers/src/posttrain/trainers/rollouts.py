@@ -6,6 +6,7 @@ connection errors and 503, the client retries.
 """
 
 import re
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,14 @@ import torch
 
 from posttrain.core.clients import Completion, PolicyClient, StaleVersion
 from posttrain.core.errors import WorkError
+from posttrain.core.hashing import digest_weights
 from posttrain.core.seeds import derive_seed
 from posttrain.data.rows import Prompt
-from posttrain.trainers.models import load_policy, weights_file
+from posttrain.trainers.models import load_policy, write_weights
 from posttrain.trainers.quiet import quiet
 
+WriteWeights = Callable[[Path, torch.dtype], None]
+"""Writes the weights to push as a safetensors file: full ones in this dtype, or an adapter."""
 MAX_PUSHES = 5
 """How often one request may find the service without its version before something is wrong for good."""
 
@@ -54,19 +58,28 @@ class VersionedPolicy:
     the numbers are then shifted beyond the one it holds.
     """
 
-    def __init__(self, client: PolicyClient, weights: Callable[[], bytes], step: int) -> None:
+    def __init__(self, client: PolicyClient, write: WriteWeights, step: int, digest: str = "") -> None:
+        """`write` writes the current weights; they are sent from a temporary file, so that they are in memory once.
+        Nothing is sent to a service that says of what it holds that its `digest` is this."""
         self._client = client
-        self._weights = weights
-        held = held_version(client.models())
+        self._write = write
+        models = client.models()
+        held = held_version(models)
+        self._dtype = served_dtype(models)
         self._shift = 0 if held < step else held + 1 - step
         self._lock = threading.Lock()
         self._pushes = 0
+        if digest and _current(models).get("sha256") == digest:
+            self._shift, self._pushes = held - step, 1
         self.repeated_pushes = 0
         """How often the weights had to be pushed again because the service had lost them."""
 
     def push(self, step: int) -> None:
         """Makes the current weights the service's version of `step`."""
-        self._client.push(step + self._shift, self._weights())
+        with tempfile.TemporaryDirectory(prefix="posttrain-weights-") as folder:
+            file = Path(folder) / "weights.safetensors"
+            self._write(file, self._dtype)
+            self._client.push(step + self._shift, file)
         self._pushes += 1
 
     def complete(
@@ -104,15 +117,27 @@ class VersionedPolicy:
 def fixed_policy(client: PolicyClient, checkpoint: Path) -> VersionedPolicy:
     """The service as a stage sees it that samples from one checkpoint and trains nothing; ask it for step 0."""
 
-    def weights() -> bytes:
+    def write(file: Path, dtype: torch.dtype) -> None:
         with quiet():
-            model = load_policy(checkpoint)
-        return weights_file(model, model.state_dict())
+            model = load_policy(checkpoint, dtype)
+        write_weights(model.named_parameters(), file, dtype)
 
-    return VersionedPolicy(client, weights, step=0)
+    return VersionedPolicy(client, write, step=0, digest=digest_weights(checkpoint))
 
 
 def held_version(models: Mapping[str, Any]) -> int:
     """The highest N of the ids `name@N` that `GET /v1/models` lists; 0 if none has a number."""
     matches = [re.search(r"@(\d+)$", str(model["id"])) for model in models["data"]]
     return max((int(match[1]) for match in matches if match), default=0)
+
+
+def served_dtype(models: Mapping[str, Any]) -> torch.dtype:
+    """What the service says that it computes in: rounded before they are sent, full weights are half the bytes for bf16
+    and the same to the service. fp32 where it does not say."""
+    said = getattr(torch, str(_current(models).get("dtype")), None)
+    return said if isinstance(said, torch.dtype) and said.is_floating_point else torch.float32
+
+
+def _current(models: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a posttrain service lists: the weights that serve, and nothing else."""
+    return models["data"][0] if models["data"] else {}
