@@ -35,6 +35,8 @@ SHIPPED = {
 
 USED_WITHOUT_IMPORT = {
     ("data", "jinja2"): "transformers renders chat templates with it",
+    ("trainers", "bitsandbytes"): "transformers loads 4-bit weights with it, and PEFT reads them",
+    ("trainers", "liger-kernel"): "transformers puts its kernels into a model",
     **{
         (folder, name): "uvicorn takes it where it is installed, in place of its own in Python"
         for folder in ("rollout", "reward-model", "llm-judge")

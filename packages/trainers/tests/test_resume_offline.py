@@ -116,7 +116,7 @@ def test_seconds_before_a_kill_count_by_phase(run_of):
 def test_a_run_killed_behind_its_last_step_still_ends_with_held_out_metrics(run_of, monkeypatch):
     whole = run_of("whole").provenance()
     with monkeypatch.context() as patch:
-        patch.setattr(sft, "save_checkpoint", lambda *_: (_ for _ in ()).throw(Killed))
+        patch.setattr(sft, "save_trained", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             run_of("broken")
     assert run_of("broken").provenance()["summary"]["held_out_loss"] == whole["summary"]["held_out_loss"]

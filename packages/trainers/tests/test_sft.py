@@ -198,7 +198,7 @@ def test_pickled_weights_are_refused(run_sft, tiny_checkpoint, tmp_path):
 
 
 def test_a_crash_leaves_nothing_that_looks_finished(run_sft, monkeypatch, tmp_path):
-    monkeypatch.setattr(sft, "save_checkpoint", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    monkeypatch.setattr(sft, "save_trained", lambda *_: (_ for _ in ()).throw(OSError("disk")))
     with pytest.raises(OSError, match="disk"):
         run_sft(epochs=1)
     run = RunDirectory(tmp_path / "run")

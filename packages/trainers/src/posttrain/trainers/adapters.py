@@ -15,6 +15,7 @@ weight; tests/test_adapters.py measures it).
 
 import copy
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,7 @@ COPY, ORIGINAL, BASE = f".modules_to_save.{NAME}.", ".original_module.", ".base_
 
 def add_adapter(model: Any, adapter: Adapter, seed: int, new_modules: Sequence[str] = ()) -> "PeftModel":
     """Freezes `model` and puts a LoRA adapter into it, A drawn by the run's `seed`, B zero: it says what it said.
+    In the mode, training or evaluation, that it is in.
 
     `new_modules` (a classifier's `score`) train whole. RequestError when a target is no linear module of the model.
     """
@@ -60,9 +62,16 @@ def add_adapter(model: Any, adapter: Adapter, seed: int, new_modules: Sequence[s
         target_modules=list(adapter.target_modules),
         modules_to_save=list(new_modules) or None,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers under an old name
         torch.manual_seed(derive_seed(seed, "adapter"))
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
+    model.train(model.training)  # what PEFT adds is in training mode, dropout on, whatever the model is in
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            # PEFT does so for its own, not for modules that train whole.
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+    return adapted
 
 
 def adapter_config(model: Any) -> "LoraConfig | None":

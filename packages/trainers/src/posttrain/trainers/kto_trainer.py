@@ -62,8 +62,12 @@ class AnswerTrainer(TokenisedTrainer, KTOTrainer):
 
     @torch.no_grad()
     def baseline(self, model: Any, batches: Sequence[Columns]) -> Float[Tensor, ""]:
-        """z0 over all micro-batches."""
+        """z0 over all micro-batches, without an adapter's dropout: a resumed run gets its generators back after this:
+        drawing from them here would give it other bits than an uninterrupted one."""
+        was_training = model.training
+        model.eval()
         parts = [self._logratios(model, batch, "KL_completion_ids", "ref_KL_logps") for batch in batches]
+        model.train(was_training)
         return kl_baseline(torch.cat(parts))
 
     def compute_loss(

@@ -14,6 +14,7 @@ from posttrain.trainers.held_out import split_held_out
 from posttrain.trainers.models import align_special_tokens, check_max_length, load_policy
 from posttrain.trainers.offline import OfflineSettings
 from posttrain.trainers.stage import StageInputs
+from posttrain.trainers.start_model import load_options
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,11 @@ class SplitComparisons:
 def load_start(
     method: str, settings: OfflineSettings, inputs: StageInputs
 ) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
-    """Tokenizer and policy of the start; RequestError when it cannot be loaded or `max_length` exceeds its context."""
+    """Tokenizer and policy of the start, not `ready_to_train` yet; RequestError when it cannot be loaded or held as the
+    settings say, or `max_length` exceeds its context."""
+    options = load_options(settings)
     tokenizer = load_tokenizer(inputs.start)
-    model = load_policy(inputs.start)
+    model = load_policy(inputs.start, **options)
     check_max_length(model, settings.max_length, f"{method}.max_length")
     align_special_tokens(model, tokenizer)
     return tokenizer, model

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from posttrain.trainers.comparisons import Comparison
 from posttrain.trainers.forward import Layout, Rows, completion_logprobs
 from posttrain.trainers.packed_attention import layout_for, read_packed
+from posttrain.trainers.padded_rows import PaddedRows
 
 BATCH = 64
 """Pairs at once without gradients."""
@@ -34,9 +35,10 @@ class PairLogps:
     ref_rejected: Float[Tensor, " pairs"] | None = None
 
 
-def pair_layout(model: PreTrainedModel) -> Layout:
-    """Prepares a model for the fastest arrangement of pairs that it can read, and gives that."""
-    return layout_for(read_packed(model.eval()))
+def pair_layout(model: PreTrainedModel, attention: str = "sdpa") -> Layout:
+    """Prepares a model for the fastest arrangement of pairs that it can read, and gives that. With another attention
+    than sdpa it is left as it is and reads rectangles."""
+    return layout_for(read_packed(model.eval())) if attention == "sdpa" else PaddedRows()
 
 
 def pair_rows(layout: Layout, pairs: Sequence[tuple[list[int], list[int], list[int]]], device: Any = "cpu") -> Rows:

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from posttrain.core.metrics import MetricsLog
 from posttrain.core.statistics import clustered_mean
 from posttrain.trainers.accounts import RowAccount
+from posttrain.trainers.adapters import save_trained
 from posttrain.trainers.comparisons import Comparison
 from posttrain.trainers.forward import Layout
-from posttrain.trainers.models import save_checkpoint
 from posttrain.trainers.offline_inputs import load_start, split_comparisons
 from posttrain.trainers.pair_logps import PairLogps, all_pair_logps, pair_layout
 from posttrain.trainers.preference_losses import preferred
@@ -28,6 +28,7 @@ from posttrain.trainers.quiet import quiet
 from posttrain.trainers.reference_logprobs import reference_logps
 from posttrain.trainers.resumable_trainer import TokenisedTrainer
 from posttrain.trainers.stage import StageInputs
+from posttrain.trainers.start_model import ready_to_train
 from posttrain.trainers.trainer_arguments import stage_order
 from posttrain.trainers.training_report import Evaluation, train_and_report
 
@@ -90,7 +91,8 @@ def train_preferences(
         examples = learner.examples(data.rows, inputs.seed)
         order = stage_order(settings, inputs.seed, examples.lengths, examples.accounts)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
-        policy = Policy(model, tokenizer, pair_layout(model))
+        policy = Policy(model, tokenizer, pair_layout(model, settings.attention))
+        ready_to_train(model, settings, inputs.seed)
         ref_rows = ref_test = None
         before: dict[str, float] = {}
         if learner.needs_reference:
@@ -111,9 +113,10 @@ def train_preferences(
         trained = train_and_report(
             trainer, method, metrics, examples.accounts, settings.batch_size, evaluation, settings, before
         )
-        save_checkpoint(model, tokenizer, inputs.run.checkpoint)
+        saved = save_trained(model, tokenizer, inputs.run, inputs.start)
     return {
         **trained.summary,
+        **saved,
         "held_out": trained.held_out,
         "examples": len(examples.accounts),
         "held_out_examples": len(data.held_out),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
@@ -20,6 +21,10 @@ from posttrain.trainers.phases import Laps
 COMPLETE = "seconds.json"
 """A file written last into a Trainer checkpoint: the seconds of training up to it, by phase. A folder without it is
 what a crash left."""
+
+
+TRAINED = "trained.safetensors"
+"""What a Trainer checkpoint holds of a model that is frozen in part."""
 
 
 class FixedOrder(Sampler[int]):
@@ -45,6 +50,9 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        for parameter in self._trained().values():
+            # TRL makes adapters over 4-bit weights bf16, which would round small steps away.
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
         self.laps = Laps()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> FixedOrder:
@@ -58,6 +66,30 @@ class ResumableTrainer(Trainer):
 
     def _in_time(self, rate: Callable[[int], float], max_seconds: float) -> Callable[[int], float]:
         return lambda step: min(rate(step), max(0.0, 1 - self.laps.elapsed / max_seconds))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        trained = self._trained()
+        if len(trained) == sum(1 for _ in self.model.parameters()):
+            super()._save(output_dir, state_dict)
+            return
+        # Frozen weights are the start checkpoint's: a state holds what trains.
+        assert output_dir is not None
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in trained.items()}
+        safetensors.torch.save_file(tensors, Path(output_dir) / TRAINED)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        file = Path(resume_from_checkpoint) / TRAINED
+        if not file.exists():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        kept = safetensors.torch.load_file(file)
+        with torch.no_grad():
+            for name, parameter in self._trained().items():
+                parameter.copy_(kept[name])
+
+    def _trained(self) -> dict[str, torch.nn.Parameter]:
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.laps.lap("update")

@@ -45,11 +45,13 @@ def score(
     for start in range(0, len(order), BATCH):
         chosen = order[start : start + BATCH]
         ids = [torch.tensor(sequences[index]) for index in chosen]
-        logits = model(
-            input_ids=pad(ids, padding_value=tokenizer.pad_token_id).to(device),
-            attention_mask=pad([torch.ones_like(row) for row in ids], padding_value=0).to(device),
-            use_cache=False,
-        ).logits
+        # Under an adapter the body may be held in bf16 and the head in fp32.
+        with torch.autocast(device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
+            logits = model(
+                input_ids=pad(ids, padding_value=tokenizer.pad_token_id).to(device),
+                attention_mask=pad([torch.ones_like(row) for row in ids], padding_value=0).to(device),
+                use_cache=False,
+            ).logits
         scores[chosen] = logits.squeeze(-1).double().cpu().numpy()
     model.train(was_training)
     return scores

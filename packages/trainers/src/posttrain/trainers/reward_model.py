@@ -18,8 +18,9 @@ from posttrain.core.files import atomic_write_json
 from posttrain.core.metrics import MetricsLog
 from posttrain.data.sources import load_rankings
 from posttrain.data.tokenizer import load_tokenizer
+from posttrain.trainers.adapters import save_trained
 from posttrain.trainers.comparisons import Comparison
-from posttrain.trainers.models import align_special_tokens, check_max_length, load_sequence_classifier, save_checkpoint
+from posttrain.trainers.models import align_special_tokens, check_max_length, load_sequence_classifier
 from posttrain.trainers.offline import OfflineSettings
 from posttrain.trainers.offline_inputs import rankings_of_pairs, split_comparisons
 from posttrain.trainers.quiet import quiet
@@ -30,6 +31,7 @@ from posttrain.trainers.reward_accuracy import pairwise_accuracy, reward_offset
 from posttrain.trainers.rollouts import fixed_policy
 from posttrain.trainers.shared_prompt import SharedPromptCollator
 from posttrain.trainers.stage import StageInputs
+from posttrain.trainers.start_model import load_options, ready_to_train
 from posttrain.trainers.trainer_arguments import one_device, stage_optimizer, stage_order, training_arguments
 from posttrain.trainers.training_report import Evaluation, train_and_report
 
@@ -37,6 +39,8 @@ from posttrain.trainers.training_report import Evaluation, train_and_report
 class Settings(OfflineSettings):
     """The reward model. The nano lab's: AdamW 5e-4, 32 pairs a step, two epochs."""
 
+    attention: Literal["sdpa"] = "sdpa"
+    """The answers to a prompt share its computation in one row, under a mask that the others do not take."""
     loss: Literal["bradley_terry", "kwise"] = "bradley_terry"
     """`bradley_terry` on pairs; `kwise` on rankings of K answers, one prompt an example."""
     held_out: float = Field(0.1, gt=0, lt=1)
@@ -62,7 +66,7 @@ class _Trainer(TokenisedTrainer, RewardTrainer):
         rows, ends, sizes = (inputs.pop(name) for name in ("rows", "ends", "sizes"))
         with self.accelerator.autocast():
             hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
-            scores = model.score(hidden[rows, ends]).squeeze(-1).float()
+        scores = model.score(hidden[rows, ends].float()).squeeze(-1)  # bf16 would tie scores that differ
         losses = [ranking_loss(of_prompt) for of_prompt in scores.split(sizes)]
         loss = torch.stack(losses).mean() * (len(losses) / (num_items_in_batch or len(losses)))
         first = torch.tensor(sizes).cumsum(0) - torch.tensor(sizes)
@@ -80,10 +84,12 @@ def train(settings: Settings, inputs: StageInputs) -> dict[str, Any]:
     useless data, a checkpoint that cannot be loaded, or lengths beyond its context.
     """
     with quiet():
+        options = load_options(settings)
         tokenizer = load_tokenizer(inputs.start)
-        model, new_head = load_sequence_classifier(inputs.start, inputs.seed)
+        model, new_head = load_sequence_classifier(inputs.start, inputs.seed, **options)
         check_max_length(model, settings.max_length, "rm.max_length")
         align_special_tokens(model, tokenizer)
+        ready_to_train(model, settings, inputs.seed, new_modules=("score",))
         load = load_rankings if settings.loss == "kwise" else rankings_of_pairs
         data = split_comparisons("rm", settings, inputs, tokenizer, load)
         rows, test = data.rows, data.held_out
@@ -100,11 +106,12 @@ def train(settings: Settings, inputs: StageInputs) -> dict[str, Any]:
             model, tokenizer, test, policy, settings.offset_prompts, settings.offset_max_tokens, inputs.seed
         )
         model.config.reward_offset = offset
-        save_checkpoint(model, tokenizer, inputs.run.checkpoint)
+        saved = save_trained(model, tokenizer, inputs.run, inputs.start)
     result = {"run": inputs.run.path.name, "accuracy": accuracy, "reward_offset": offset, "samples": samples}
     _publish(inputs, result)
     return {
         **trained.summary,
+        **saved,
         "accuracy": accuracy,
         "reward_offset": offset,
         "reward_offset_samples": samples,

@@ -19,15 +19,16 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from posttrain.core.errors import RequestError
 from posttrain.core.metrics import MetricsLog
 from posttrain.data.sources import load_conversations
+from posttrain.trainers.adapters import save_trained
 from posttrain.trainers.demonstrations import IGNORED, Demonstrations, accounts, demonstrations
 from posttrain.trainers.held_out import split_held_out
-from posttrain.trainers.models import save_checkpoint
 from posttrain.trainers.offline import OfflineSettings
 from posttrain.trainers.offline_inputs import load_start
 from posttrain.trainers.quiet import quiet
 from posttrain.trainers.registry import Method
 from posttrain.trainers.resumable_trainer import ResumableTrainer
 from posttrain.trainers.stage import StageInputs
+from posttrain.trainers.start_model import ready_to_train
 from posttrain.trainers.trainer_arguments import one_device, stage_optimizer, stage_order, training_arguments
 from posttrain.trainers.training_report import Evaluation, train_and_report
 
@@ -71,6 +72,7 @@ def train(settings: Settings, inputs: StageInputs) -> dict[str, Any]:
         raise RequestError("sft needs training data: give a source of conversations")
     with quiet():
         tokenizer, model = load_start("sft", settings, inputs)
+        ready_to_train(model, settings, inputs.seed)
         conversations = load_conversations(inputs.source, inputs.seed)
         if inputs.validation:
             held_out = load_conversations(inputs.validation, inputs.seed)
@@ -85,10 +87,11 @@ def train(settings: Settings, inputs: StageInputs) -> dict[str, Any]:
         evaluation = Evaluation(lambda: held_out_loss(model, tokenizer, test, settings.batch_size), dict)
         rows = accounts(trainer.train_dataset)
         trained = train_and_report(trainer, "sft", metrics, rows, batch_size, evaluation, settings)
-        save_checkpoint(model, tokenizer, inputs.run.checkpoint)
+        saved = save_trained(model, tokenizer, inputs.run, inputs.start)
     return {
         **trained.summary,
         **trained.held_out,
+        **saved,
         "examples": len(data.rows),
         "held_out_examples": len(test.rows),
         "truncated": data.truncated,
