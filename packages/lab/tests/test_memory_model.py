@@ -37,6 +37,7 @@ LORA = {"adapter": "lora", "rank": 8, "targets": LINEAR_LAYERS, "mask_bytes": 4}
 WAYS = {
     "full fp32": Training(),
     "full bf16": Training(bf16=True),
+    "full fp32 with entropy": Training(entropy=True),
     "full fp32 with checkpointing": Training(checkpointing=True),
     "lora fp32": Training(**LORA),
     "lora fp32 with dropout": Training(**LORA, dropout=0.05),
@@ -121,9 +122,10 @@ def trained_model(how: Training) -> Any:
 def step(model: Any, ids: torch.Tensor, how: Training) -> None:
     with torch.autocast("cpu", torch.bfloat16, enabled=how.bf16):
         logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)
-    logprobs, _ = token_logprobs(logits, ids.flatten())
+    logprobs, entropy = token_logprobs(logits, ids.flatten(), with_entropy=how.entropy)
     del logits
-    (-logprobs.mean()).backward()
+    loss = -logprobs.mean() if entropy is None else -logprobs.mean() - 0.1 * entropy.mean()
+    loss.backward()
 
 
 def measured_peak(work: Any) -> int:

@@ -37,6 +37,8 @@ class Training:
     """Whether a block's activations are computed again in the backward pass."""
     muon: bool = False
     """Muon on the blocks' matrices, which keeps one moment where AdamW keeps two."""
+    entropy: bool = False
+    """Whether the loss also asks for the entropy of each distribution, as online methods' does."""
     mask_bytes: int = 1
     """Of an element of a dropout mask: 1 on a GPU, 4 on a CPU, where torch keeps it as numbers."""
 
@@ -117,8 +119,10 @@ def kept_bytes(shape: ModelShape, how: Training, tokens: int) -> int:
 
 
 def head_bytes(shape: ModelShape, how: Training, positions: int) -> int:
-    """Logits of so many positions, in fp32, with their gradient; in bf16 the head's own output or gradient too."""
-    return positions * shape.vocab_size * (2 * FP32 + (BF16 if how.bf16 else 0))
+    """Logits of so many positions, in fp32, with their gradient; in bf16 the head's own output or gradient too. With
+    entropy, log-probabilities and two of their products stand beside them (posttrain.trainers.token_logprobs)."""
+    width = (5 if how.entropy else 2) * FP32 + (BF16 if how.bf16 else 0)
+    return positions * shape.vocab_size * width
 
 
 def activation_bytes(shape: ModelShape, how: Training, tokens: int, positions: int) -> int:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.core.errors import RequestError
+from posttrain.core.files import read_json
 from posttrain.core.hashing import digest_checkpoint
 from posttrain.data.tokenizer import tokenizer_changes
-from posttrain.lab.random_models import is_random, random_model
+from posttrain.lab.model_shapes import KNOWN, ModelShape, shape_of
+from posttrain.lab.random_models import is_random, random_config, random_model
 
 NANO = "nano"
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
@@ -34,9 +36,7 @@ class BaseModel:
 def resolve_model(model: str, revision: str | None = None) -> BaseModel:
     """The base checkpoint called `model`; RequestError when there is none or it has no safetensors weights."""
     if model == NANO:
-        from posttrain.data import nano
-
-        folder = nano.BASE
+        folder = _nano()
     elif is_random(model):
         folder = random_model(model)
     elif Path(model).is_dir():
@@ -48,6 +48,37 @@ def resolve_model(model: str, revision: str | None = None) -> BaseModel:
     if not list(folder.glob("*.safetensors")):
         raise RequestError(f"model '{model}' has no safetensors weights in {folder}; other formats are not loaded")
     return BaseModel(model, folder, revision, digest_checkpoint(folder))
+
+
+def resolve_shape(model: str, revision: str | None = None) -> ModelShape:
+    """The shape of the model called `model`, from its config.json: that of a folder, of the Hub's cache, or the
+    published one of a model that recipes name. Nothing is downloaded; RequestError where none is at hand."""
+    if is_random(model):
+        return shape_of(random_config(model), f"model '{model}'")
+    if model == NANO or Path(model).is_dir():
+        folder = _nano() if model == NANO else Path(model)
+        return shape_of(read_json(folder / "config.json"), f"model '{model}'")
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(model, "config.json", revision=revision)
+    except HFValidationError:
+        raise RequestError(f"model '{model}' is neither a folder nor a Hub id (owner/name)") from None
+    if isinstance(cached, str):
+        return shape_of(read_json(Path(cached)), f"model '{model}'")
+    if model in KNOWN:
+        return shape_of(KNOWN[model], f"model '{model}'")
+    raise RequestError(
+        f"the config.json of model '{model}' is not on this machine; fetch that one file (hf download {model} "
+        "config.json), or set model to a folder that has it"
+    )
+
+
+def _nano() -> Path:
+    from posttrain.data import nano
+
+    return nano.BASE
 
 
 def _from_hub(model: str, revision: str | None) -> tuple[Path, str]:

@@ -121,6 +121,27 @@ class Budget(Settings):
         return self.model_dump(exclude_none=True)
 
 
+class ExpectedTokens(Settings):
+    """Mean lengths in tokens of the base's tokenizer; none: the longest that the settings let through."""
+
+    sft: int | None = Field(default=None, gt=0)
+    """A demonstration."""
+    pair: int | None = Field(default=None, gt=0)
+    """Both answers of a preference pair, the prompt counted with each."""
+    prompt: int | None = Field(default=None, gt=0)
+    """A prompt that is sampled from."""
+    completion: int | None = Field(default=None, gt=0)
+    """A sampled answer."""
+
+
+class Expected(Settings):
+    """What `posttrain plan` cannot see without the data. It changes no stage."""
+
+    rows: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
+    """By field of `data` the usable rows of a source that says no `rows`."""
+    tokens: ExpectedTokens = ExpectedTokens()
+
+
 class Price(Settings):
     """What a machine costs."""
 
@@ -180,6 +201,8 @@ class Recipe(Settings):
     """By arm what `posttrain tune` chose; it writes this section. A block's own value goes before it."""
     budget: Budget = Budget()
     """Where every arm stops, if it has not ended before."""
+    expected: Expected = Expected()
+    """Sizes of the data, for `posttrain plan`."""
     price: Price | None = None
     """What an hour of the machine costs; none: the table shows no price."""
 
