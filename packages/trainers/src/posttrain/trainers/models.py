@@ -121,6 +121,11 @@ def _load(
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise RequestError(f"checkpoint {checkpoint} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    for module in model.modules():
+        # On CPUs with AVX512-BF16 a pass of bitsandbytes in evaluation mode repacks 4-bit weights, so that neither
+        # training nor dequantising works afterwards.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model, set(info["missing_keys"])
 
 

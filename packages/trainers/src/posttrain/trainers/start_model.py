@@ -73,11 +73,6 @@ def _prepare_4_bit(model: PreTrainedModel) -> None:
     prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     # Trainer refuses a quantised model unless it is told of the adapter.
     model._hf_peft_config_loaded = True
-    for module in model.modules():
-        # On CPUs with AVX512-BF16 a pass in evaluation mode would repack the weights, so that neither training nor
-        # dequantising works afterwards.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _refuse_without(package: str, setting: str, remedy: str) -> None:
