@@ -53,10 +53,11 @@ class FakeServices:
     def __exit__(self, *_: object) -> None:
         self.closed += 1
 
-    def lend(self, checkpoint: Any, scores: bool, model: Any) -> Lent:
+    def lend(self, checkpoint: Any, scores: bool, model: Any, adapter: bool) -> Lent:
         if self.starts:
             raise self.starts
         self.asked = (bool(checkpoint), scores, model)
+        self.started_with = (checkpoint, adapter)
         return Lent("http://policy", f"http://reward/{model}", (11, 12))
 
     def refuse_unfit_policy(self) -> None:
@@ -71,10 +72,16 @@ def services(monkeypatch) -> FakeServices:
     return fake
 
 
-def task(tmp_path, key="dpo", row=None, samples=False, reward_sources=()):
+def task(tmp_path, key="dpo", row=None, samples=False, reward_sources=(), adapter=False):
     run = RunDirectory(tmp_path / "nano" / "dpo" / key)
     stage = SimpleNamespace(
-        identity=SimpleNamespace(fingerprint=key), samples=samples, reward_sources=reward_sources, run=run, method="dpo"
+        identity=SimpleNamespace(fingerprint=key),
+        samples=samples,
+        reward_sources=reward_sources,
+        trains_adapter=adapter,
+        start=tmp_path / "start",
+        run=run,
+        method="dpo",
     )
     plan = SimpleNamespace(
         seed=0,
@@ -185,6 +192,14 @@ def test_a_slot_starts_its_services_once_for_all_tasks_that_need_them(tmp_path, 
         slot.do(task(tmp_path, "dpo", row="dpo"))
         assert (services.begun, services.closed) == (1, 0)
     assert services.closed == 1
+
+
+def test_a_stage_that_trains_an_adapter_is_lent_a_policy_service_of_its_own_start(tmp_path, services):
+    with WorkerSlot(0, script("")) as slot:
+        slot.do(task(tmp_path, "ppo", samples=True))
+        assert services.started_with == (tmp_path / "sft", False)
+        slot.do(task(tmp_path, "ppo", samples=True, adapter=True))
+        assert services.started_with == (tmp_path / "start", True)
 
 
 def test_a_job_is_told_its_services_and_their_processes(tmp_path, services):

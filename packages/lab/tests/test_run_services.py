@@ -51,7 +51,20 @@ def test_the_reward_service_is_started_anew_when_a_reward_model_joins_it(tmp_pat
     assert started == ["reward", "reward"]
 
 
+def test_the_policy_service_is_started_anew_for_an_adapter_of_another_checkpoint_only(tmp_path, started):
+    first, second = tmp_path / "sft", tmp_path / "dpo"
+    with RunServices(tmp_path, {}, 1) as services:
+        services.policy(first)
+        services.policy(second)  # full weights are pushed to whatever it began with
+        services.policy(first, adapter=True)
+        assert started == ["policy"]
+        services.policy(second, adapter=True)
+        assert services.lend(second, False, None, adapter=True).policy == "http://policy"
+    assert started == ["policy", "policy"]
+
+
 def test_services_of_others_are_lent_without_their_processes(tmp_path, started):
     with RunServices(tmp_path, {}, 1, "http://theirs", "http://also-theirs") as services:
         assert services.lend(tmp_path, True, None) == Lent("http://theirs", "http://also-theirs", ())
+        services.policy(tmp_path / "another", adapter=True)
     assert not started

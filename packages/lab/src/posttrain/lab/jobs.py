@@ -147,9 +147,10 @@ class WorkerSlot:
         if task.samples or task.scores:
             services = self._services_of(task.plan)
             lent = services.lend(
-                task.plan.reference.checkpoint if task.samples else None,
+                (task.adapts or task.plan.reference.checkpoint) if task.samples else None,
                 task.scores,
                 _model(task.plan) if task.learned else None,
+                adapter=task.adapts is not None,
             )
             job = replace(job, policy_url=lent.policy, reward_url=lent.reward, services=lent.pids)
         name = "".join(c if c.isalnum() else "-" for c in task.label)

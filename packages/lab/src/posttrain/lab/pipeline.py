@@ -91,7 +91,7 @@ def run_one(plan: Plan, stage: Stage, services: RunServices, options: Options) -
         reference=stage.reference,
         source=stage.source,
         validation=stage.validation,
-        policy=services.policy(stage.start) if stage.samples else None,
+        policy=services.policy(stage.start, stage.trains_adapter) if stage.samples else None,
         reward=services.reward(reward_model) if stage.reward_sources else None,
         trackers=options.trackers,
         threads=plan.recipe.threads,

@@ -34,6 +34,11 @@ class Stage:
     data: tuple[str, ...] = ()
     """Fields of the recipe's `data` that it reads itself."""
 
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether it trains an adapter, which a policy service merges into what it was started with."""
+        return getattr(self.settings, "adapter", None) is not None
+
 
 @dataclass(frozen=True)
 class Row:

@@ -46,6 +46,7 @@ class RunServices:
         self._policy_url, self._reward_url = policy_url, reward_url
         self._own: dict[str, SupervisedService] = {}
         self._policy: PolicyClient | None = None
+        self._started_with: Path | None = None
         self._reward: tuple[Path | None, RewardClient] | None = None
         self._policy_stack, self._reward_stack = ExitStack(), ExitStack()
 
@@ -67,17 +68,21 @@ class RunServices:
         elif self._engine == "vllm":
             vllm_python()
 
-    def policy(self, checkpoint: Path) -> PolicyClient:
-        """A client of the policy service, which starts from `checkpoint` if it is not running yet."""
+    def policy(self, checkpoint: Path, adapter: bool = False) -> PolicyClient:
+        """A client of the policy service, which starts from `checkpoint` if it is not running yet. For a stage that
+        trains an `adapter` an own one starts anew if it began with another: adapters are merged into that."""
+        if adapter and self._started_with not in (None, checkpoint):
+            self._policy_stack.close()
+            self._policy = None
         return self._policy or self._connect(self._policy_url or self._start_policy(checkpoint))
 
-    def lend(self, checkpoint: Path | None, scores: bool, model: Path | None) -> Lent:
+    def lend(self, checkpoint: Path | None, scores: bool, model: Path | None, adapter: bool = False) -> Lent:
         """What another process needs of the services: the policy service (as for `policy`) if it has a `checkpoint` to
         start from, the reward service (as for `reward`) if it `scores`."""
         policy = reward = None
         pids = []
         if checkpoint:
-            self.policy(checkpoint)
+            self.policy(checkpoint, adapter)
             policy = self._policy_url or self._own["policy"].url
             pids += [self._own["policy"].pid] if "policy" in self._own else []
         if scores:
@@ -91,6 +96,7 @@ class RunServices:
         return self._policy
 
     def _start_policy(self, checkpoint: Path) -> str:
+        self._started_with = checkpoint
         arguments = [str(checkpoint), "--engine", self._engine]
         if self._engine != "vllm":
             return self._start("policy", arguments, self._policy_stack)

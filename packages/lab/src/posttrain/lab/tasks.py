@@ -5,6 +5,7 @@ Pure planning over the plans of all arms and seeds. A task is done by a process 
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from posttrain.core.runs import RunDirectory
@@ -51,6 +52,11 @@ class Task:
     def samples(self) -> bool:
         """Whether it needs the policy service: a stage that samples, and every row's measurement."""
         return self.row is not None or any(stage.samples for stage in self._stage)
+
+    @property
+    def adapts(self) -> Path | None:
+        """The checkpoint that its stage's adapter is for, if it trains one."""
+        return next((stage.start for stage in self._stage if stage.trains_adapter), None)
 
     @property
     def scores(self) -> bool:
