@@ -32,26 +32,32 @@ class Demonstrations:
         return [len(row["input_ids"]) for row in self.rows]
 
 
+def labelled(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> tuple[list[int], list[int]]:
+    """The ids and labels of a whole conversation, of one length.
+
+    RequestError when the mask is all zeros or all ones, or when the end token of an answer gets no loss (the model would
+    never learn to stop).
+    """
+    try:
+        ids, mask = render_conversation(tokenizer, conversation["messages"])
+    except RequestError as error:
+        raise RequestError(f"conversation {conversation['id']}: {error}") from None
+    labels = [token if spoken else IGNORED for token, spoken in zip(ids, mask, strict=True)]
+    if tokenizer.eos_token_id not in labels:
+        raise RequestError(
+            f"conversation {conversation['id']}: the end token {tokenizer.eos_token!r} of the answer gets no "
+            "loss, so the model would never learn to stop; put it inside {% generation %} in the chat template"
+        )
+    return ids, labels
+
+
 def demonstrations(
     tokenizer: PreTrainedTokenizerFast, conversations: Sequence[Conversation], max_length: int
 ) -> Demonstrations:
-    """Renders every conversation.
-
-    RequestError when a mask is all zeros or all ones, when the end token of an answer gets no loss (the model would
-    never learn to stop), or when nothing is left.
-    """
+    """Renders every conversation; RequestError as `labelled`, or when nothing is left."""
     rows, truncated, dropped = [], 0, 0
     for conversation in conversations:
-        try:
-            ids, mask = render_conversation(tokenizer, conversation["messages"])
-        except RequestError as error:
-            raise RequestError(f"conversation {conversation['id']}: {error}") from None
-        labels = [token if spoken else IGNORED for token, spoken in zip(ids, mask, strict=True)]
-        if tokenizer.eos_token_id not in labels:
-            raise RequestError(
-                f"conversation {conversation['id']}: the end token {tokenizer.eos_token!r} of the answer gets no "
-                "loss, so the model would never learn to stop; put it inside {% generation %} in the chat template"
-            )
+        ids, labels = labelled(tokenizer, conversation)
         if len(ids) > max_length:
             ids, labels = ids[:max_length], labels[:max_length]
             if all(label == IGNORED for label in labels):
