@@ -25,7 +25,7 @@ SHIPPED = {
     "core": [],
     "data": ["chatml.jinja", "nano/base/model.safetensors", "nano/base/tokenizer.json", "nano/base/config.json"],
     "reward-model": [],
-    "rollout": [],
+    "rollout": ["chat_page/page.html", "chat_page/page.css", "chat_page/page.js"],
     "trainers": [],
     "eval-harness": ["tasks/"],
     "llm-judge": ["templates/alpaca.yaml"],

@@ -55,6 +55,16 @@ def test_with_a_key_everybody_needs_it(given):
     assert response.json()["error"]["type"] == "authentication_error"
 
 
+def test_a_page_is_read_without_the_key_and_nothing_else_of_it():
+    assert ask("/chat", api_key="secret", pages=["/chat"]).status_code == 200
+    assert ask("/chat", method="POST", api_key="secret", pages=["/chat"]).status_code == 401
+    assert ask("/chat/votes", api_key="secret", pages=["/chat"]).status_code == 401
+
+
+def test_without_a_key_a_page_too_is_for_loopback_only():
+    assert ask("/chat", host="evil.example", api_key="", pages=["/chat"]).status_code == 403
+
+
 def test_with_the_key_a_foreign_peer_is_answered():
     headers = {"Authorization": "Bearer secret"}
     assert ask(peer="10.0.0.7", host="policy", api_key="secret", headers=headers).status_code == 200

@@ -43,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append(body)
-        self.server.headers_seen.append(dict(self.headers))
+        self.server.headers_seen.append({name.lower(): value for name, value in self.headers.items()})
         answer = self.server.reply(body["messages"])
         if isinstance(answer, tuple):
             status, message = answer

@@ -35,7 +35,8 @@ class ServiceMiddleware:
     """Key, loopback rule, body limits and contract header around an ASGI application.
 
     `api_key` None reads `POSTTRAIN_API_KEY`; empty means no key. `upload_limits` maps path prefixes to limits in
-    bytes that hold there instead of `max_body_bytes`.
+    bytes that hold there instead of `max_body_bytes`. `pages` are paths that are read without the key where there is
+    one: a browser that opens a page has none to send, and the page asks for it.
     """
 
     def __init__(
@@ -45,8 +46,10 @@ class ServiceMiddleware:
         api_key: str | None = None,
         max_body_bytes: int = 64 * MIB,
         upload_limits: Mapping[str, int] | None = None,
+        pages: Collection[str] = (),
     ) -> None:
         self.app = app
+        self.pages = frozenset(pages)
         self.api_key = os.environ.get("POSTTRAIN_API_KEY", "") if api_key is None else api_key
         self.max_body_bytes = max_body_bytes
         self.upload_limits = dict(upload_limits or {})
@@ -76,6 +79,8 @@ class ServiceMiddleware:
 
     def _refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> tuple[int, str, str] | None:
         if self.api_key:
+            if scope["path"] in self.pages and scope["method"] in ("GET", "HEAD"):
+                return None
             given = headers.get(b"authorization", b"")
             if hmac.compare_digest(given, b"Bearer " + self.api_key.encode()):
                 return None

@@ -1,13 +1,17 @@
-"""`posttrain chat`: talk to any checkpoint, run or server."""
+"""`posttrain chat`: talk to any checkpoint, run or server, at the terminal or on a page."""
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from posttrain.core.errors import RequestError
 from posttrain.lab.runs_command import RUNS, Json, RunsFolder
+
+VOTES = Path("runs") / "chat" / "votes.jsonl"
+
 
 def chat(
     checkpoint_or_url: Annotated[
@@ -28,6 +32,10 @@ def chat(
         int | None, typer.Option(min=1, help="Longest answer; none: the context.", show_default=False)
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the sampling.", show_default=False)] = None,
+    web: Annotated[bool, typer.Option("--web", help="Serve a page instead, with votes between two models.")] = False,
+    host: Annotated[str, typer.Option(help="Of --web; beyond loopback it needs POSTTRAIN_API_KEY.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Of --web.")] = 8010,
+    votes: Annotated[Path, typer.Option(help="Where --web keeps votes, as preference pairs.")] = VOTES,
     threads: Annotated[int, typer.Option(min=0, help="Threads of a served checkpoint; 0: one a core.")] = 0,
     runs: RunsFolder = RUNS,
     as_json: Json = False,
@@ -46,6 +54,12 @@ def chat(
     chosen = model or []
     if len(chosen) > len(names):
         raise RequestError(f"--model stands {len(chosen)} times for {len(names)} server(s)")
+    if web and as_json:
+        raise RequestError("--web and --json exclude each other: a page has no last line of output")
+    if web:
+        from posttrain.core.serving import check_address
+
+        check_address(host, port)
     script = not sys.stdin.isatty()
     with ChatModels(runs, threads or None) as models:
         for name in names:
@@ -54,6 +68,11 @@ def chat(
         wanted = [*chosen, *[None] * (len(names) - len(chosen))]
         opened = distinct([models.open(name, which) for name, which in zip(names, wanted, strict=True)])
         sampling = ChatSampling(temperature, max_tokens, seed)
+        if web:
+            from posttrain.lab.chat_web import serve_page
+
+            serve_page(opened, votes, host, port)
+            return
         conversation = Conversation([Side(each) for each in opened], sampling, system)
         screen = Screen(sys.stderr if as_json else sys.stdout, sys.stderr)
         if not script:

@@ -23,6 +23,7 @@ from posttrain.core.errors import PosttrainError, RequestError, WorkError
 from posttrain.core.wire import DEADLINE_EXCEEDED, DIGEST_HEADER, TIMEOUT_HEADER
 from posttrain.rollout import __version__
 from posttrain.rollout.answering import DeadlineExceeded, answer, refusal
+from posttrain.rollout.chat_page import page_routes
 from posttrain.rollout.policy import Policy
 from posttrain.rollout.requests import ChatRequest, CompletionRequest, GenerationRequest, parse
 from posttrain.rollout.scheduler import Overloaded, VersionNotHeld
@@ -147,6 +148,7 @@ def create_app() -> FastAPI:
         """Answers a conversation through the model's own chat template."""
         return await answer(http.app.state.policy, await _read(ChatRequest, http), http)
 
+    app.router.routes.extend(page_routes())
     _answer_errors(app)
     _describe(app)
     return app

@@ -14,6 +14,7 @@ from bentoml._internal.server.http import instruments, traffic
 
 from posttrain.core.asgi import MIB, OPEN_PATHS, ResponseTimeout, ServiceMiddleware, seeing_only
 from posttrain.core.process import die_with_parent
+from posttrain.rollout.chat_page import PAGE_PATHS
 from posttrain.rollout.settings import ENVIRONMENT, PolicyServiceSettings, from_environment
 
 # BentoML's own leaves a timer behind for every request until it fires, with all that it holds, and answers in a form of
@@ -21,6 +22,7 @@ from posttrain.rollout.settings import ENVIRONMENT, PolicyServiceSettings, from_
 traffic.TimeoutMiddleware = ResponseTimeout
 PATHS = {
     *OPEN_PATHS,
+    *PAGE_PATHS,
     "/metrics",
     "/openapi.json",
     "/v1/completions",
@@ -89,7 +91,7 @@ class PolicyService:
 def _limits() -> dict[str, Any]:
     settings = _settings()
     uploads = {f"/v1/models/{settings.name}@": settings.max_upload_mb * MIB}
-    return {"max_body_bytes": settings.max_body_mb * MIB, "upload_limits": uploads}
+    return {"max_body_bytes": settings.max_body_mb * MIB, "upload_limits": uploads, "pages": PAGE_PATHS}
 
 
 PolicyService.add_asgi_middleware(ServiceMiddleware, **_limits())  # type: ignore[attr-defined]

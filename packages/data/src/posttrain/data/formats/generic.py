@@ -2,7 +2,7 @@
 
     conversations   messages: [{"role", "content"}, …]  (or ShareGPT's {"from", "value"}); else prompt, completion
     pairs           prompt, chosen, rejected; texts or lists of messages; without a prompt, chosen and rejected are
-                    whole conversations that share theirs
+                    whole conversations that share theirs; a row with tie: true is a vote for neither, and left out
     rankings        prompt, completions (texts, best first)
     prompts         prompt, reference (any JSON; optional)
 
@@ -47,6 +47,8 @@ def prompt_messages(record: Record) -> list[Message]:
 
 def pair(record: Record) -> tuple[list[Message], str, str]:
     """Prompt and two answers, given as texts, as messages, or as two conversations with a shared beginning."""
+    if record.values.get("tie") is True:
+        raise UnusableRow("a tie")
     if isinstance(record["chosen"], str):
         return prompt_messages(record), record.text("chosen"), record.text("rejected")
     chosen, rejected = messages(record, "chosen"), messages(record, "rejected")

@@ -1,0 +1,75 @@
+"""Votes between two answers, kept as preference pairs: JSON Lines in the generic pairs format of `posttrain.data`.
+
+A row has `prompt` (messages), `chosen` and `rejected` (texts), and beside them what the vote was about. A tie has
+neither of the two and `tie: true`, by which it is left out of training.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from posttrain.core.files import append_durably
+
+_PLACES = {"A": 0, "B": 1}
+Text = Annotated[str, Field(max_length=1 << 20)]
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Said(_Row):
+    """One message of the prompt."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Text
+
+
+class Shown(_Row):
+    """One of the two answers, by the label of the model that gave it."""
+
+    model: Annotated[str, Field(max_length=400)]
+    content: Text
+    finish_reason: Literal["stop", "length"]
+
+
+class Vote(_Row):
+    """One row of the file, as the page makes it."""
+
+    id: Annotated[str, Field(pattern=r"^vote-[0-9a-f]{16}$")]
+    prompt: Annotated[list[Said], Field(min_length=1, max_length=4096)]
+    chosen: Text | None
+    rejected: Text | None
+    tie: bool
+    kind: Literal["chat"]
+    vote: Literal["A", "B", "tie"]
+    answers: Annotated[list[Shown], Field(min_length=2, max_length=2)]
+    """What stood at A and at B."""
+    temperature: float | None
+    voted_at: Annotated[str, Field(max_length=40)]
+
+    @model_validator(mode="after")
+    def _says_what_was_voted(self) -> Self:
+        if self.prompt[-1].role != "user":
+            raise ValueError("the prompt must end with the user's message")
+        place = _PLACES.get(self.vote)
+        texts = [answer.content for answer in self.answers]
+        expected = (None, None) if place is None else (texts[place], texts[1 - place])
+        if (self.chosen, self.rejected) != expected or self.tie != (place is None):
+            raise ValueError("chosen, rejected and tie must be what the vote says of the answers")
+        return self
+
+
+def store_vote(path: Path, vote: Vote, weights: dict[str, str | None]) -> None:
+    """Appends a vote, on the disk when it returns; `weights` are the digests of the models by label."""
+    digests: dict[str, Any] = {answer.model: weights.get(answer.model) for answer in vote.answers}
+    append_durably(path, vote.model_dump() | {"weights": digests})
+
+
+def count_votes(path: Path) -> int:
+    """How many votes a file holds."""
+    try:
+        return path.read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
