@@ -50,7 +50,8 @@ def serve_reward(
 ) -> None:
     """Serve rewards over HTTP: reward models, verifiers and your own functions.
 
-    The verifiers gsm8k, nano and verifier are always there. POST /score scores, GET /v1/sources lists what there is.
+    The verifiers gsm8k, math, nano and verifier are always there. POST /score scores, GET /v1/sources lists what there
+    is.
     """
     from posttrain.reward_model.settings import ENVIRONMENT, RewardServiceSettings
 

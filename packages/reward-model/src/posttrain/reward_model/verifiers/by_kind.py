@@ -1,15 +1,16 @@
 """The source `verifier`: each item is scored by the verifier of its own kind, told by the key that its reference has.
 
-`{"gsm8k": …}` by the GSM8K reward (0 to 1.2), `{"answer": …}` and `{"instructions": …}` by the nano lab's (0 to 1).
-This is the gold reward of both recipes, and lets one request mix kinds.
+`{"gsm8k": …}` by the GSM8K reward (0 to 1.2), `{"math": …}` by the MATH reward (0 or 1), `{"answer": …}` and
+`{"instructions": …}` by the nano lab's (0 to 1). This is the gold reward of the recipes, and lets one request mix kinds.
 """
 
 from posttrain.core.errors import RequestError
 from posttrain.reward_model.verifiers.base import Prompt, Reference, Verifier
 from posttrain.reward_model.verifiers.gsm8k import GSM8K
+from posttrain.reward_model.verifiers.math import MATH
 from posttrain.reward_model.verifiers.nano import NANO
 
-KINDS: dict[str, Verifier] = {"gsm8k": GSM8K, "answer": NANO, "instructions": NANO}
+KINDS: dict[str, Verifier] = {"gsm8k": GSM8K, "answer": NANO, "instructions": NANO, "math": MATH}
 
 
 def verifier_of(reference: Reference) -> Verifier:
