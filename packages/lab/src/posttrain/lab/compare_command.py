@@ -80,6 +80,7 @@ def compare(
     from posttrain.lab.estimates import seconds_by_work
     from posttrain.lab.jobs import jobs_and_threads, run_jobs
     from posttrain.lab.judge_matches import matches_done, refuse_unjudgeable
+    from posttrain.lab.models import refuse_unpinned
     from posttrain.lab.published_tables import published_beside
     from posttrain.lab.recipe import load_recipe
     from posttrain.lab.schedule import TasksFailed
@@ -88,6 +89,7 @@ def compare(
     given = recipe_overrides(overrides, budget)
     check_trackers(track or ())
     loaded = load_recipe(recipe, given)
+    refuse_unpinned(loaded.model, loaded.revision)
     check_tasks(loaded.evaluation.tasks, loaded.evaluation.include_path)
     root = runs.absolute()
     refuse_unwritable(root)

@@ -116,7 +116,7 @@ def rows_of(recipe: Recipe, stage: NeededStage, stages: Mapping[str, NeededStage
 
 def _trainer(shape: ModelShape, how: Training, stage: NeededStage, settings: Any) -> dict[str, int]:
     online = isinstance(settings, OnlineSettings)
-    if online:
+    if isinstance(settings, OnlineSettings):
         tokens = settings.micro_batch_tokens
     elif isinstance(settings, OfflineSettings):
         examples = settings.micro_batch_size or settings.batch_size
@@ -131,7 +131,7 @@ def _trainer(shape: ModelShape, how: Training, stage: NeededStage, settings: Any
         "optimiser state": moments,
         "activations and logits": max(activation_bytes(shape, how, tokens, positions), step_bytes(shape, how, online)),
     }
-    if online and getattr(settings, "kl_coef", 0):
+    if online and getattr(settings, "kl_coef", 0.0) > 0:
         # Under an adapter the reference is the policy with the adapter off.
         tensors["reference model"] = FP32 * shape.parameters if how.adapter == "full" else 0
     if stage.method == "ppo":
@@ -229,7 +229,7 @@ def _online(
     sequences, length = sampled[0], prompt + completion
     tokens = sequences * length
     models = 2 if stage.method == "ppo" else 1
-    passes = models + bool(getattr(settings, "kl_coef", 0))
+    passes = models + (getattr(settings, "kl_coef", 0.0) > 0)
     flops = tokens * (
         passes * forward_flops(shape, length) + settings.epochs * models * training_flops(shape, how, length)
     )

@@ -1,6 +1,7 @@
 """From what a recipe calls a model to a folder on disk and a digest: `nano`, a random one, a folder, or a Hub id with
 revision."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,13 @@ from posttrain.lab.model_shapes import KNOWN, ModelShape, shape_of
 from posttrain.lab.random_models import is_random, random_config, random_model
 
 NANO = "nano"
+COMMIT = re.compile("[0-9a-f]{40}")
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 """What is fetched from the Hub; never pickles."""
+
+
+class ModelNotHere(RequestError):
+    """The model is on no disk of this machine, and could not be fetched."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class BaseModel:
 
 def resolve_model(model: str, revision: str | None = None) -> BaseModel:
     """The base checkpoint called `model`; RequestError when there is none or it has no safetensors weights."""
+    commit: str | None = None
     if model == NANO:
         folder = _nano()
     elif is_random(model):
@@ -42,12 +49,36 @@ def resolve_model(model: str, revision: str | None = None) -> BaseModel:
     elif Path(model).is_dir():
         folder = Path(model)
     else:
-        folder, revision = _from_hub(model, revision)
+        folder, commit = _from_hub(model, revision)
     if not (folder / "config.json").exists():
         raise RequestError(f"model '{model}' is not a checkpoint: {folder} has no config.json")
     if not list(folder.glob("*.safetensors")):
         raise RequestError(f"model '{model}' has no safetensors weights in {folder}; other formats are not loaded")
-    return BaseModel(model, folder, revision, digest_checkpoint(folder))
+    return BaseModel(model, folder, commit, digest_checkpoint(folder))
+
+
+def refuse_unpinned(model: str, revision: str | None) -> None:
+    """RequestError for a model on the Hub without the commit that it is of: a branch or tag may be another model
+    tomorrow, and rows of one table are of one model."""
+    if model == NANO or is_random(model) or Path(model).is_dir() or COMMIT.fullmatch(revision or ""):
+        return
+    what = f"has revision '{revision}', which can move" if revision else "has no revision"
+    raise RequestError(
+        f"model '{model}' {what}: a comparison is of one commit; set revision to its 40 hex digits (the Hub's page of "
+        f"the model lists them; `posttrain train` records in provenance.json what a branch resolved to){_here(model)}"
+    )
+
+
+def _here(model: str) -> str:
+    """The commit of the model that the Hub's cache has, in words."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(model, "config.json")
+    except HFValidationError:
+        return ""
+    return f"; on this machine lies {Path(cached).parent.name}" if isinstance(cached, str) else ""
 
 
 def resolve_shape(model: str, revision: str | None = None) -> ModelShape:
@@ -91,7 +122,7 @@ def _from_hub(model: str, revision: str | None) -> tuple[Path, str]:
         raise RequestError(f"model '{model}' is neither a folder nor a Hub id (owner/name)") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise RequestError(
+        raise ModelNotHere(
             f"model '{model}' is not a folder here and could not be had from the Hub ({reason}); "
             "set model to a folder, or check name, revision and network"
         ) from None

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from posttrain.lab.model_shapes import ModelShape
     from posttrain.lab.recipe import Recipe
 
+DEFAULT_GPU = "l4"
 ABOUT = (
     "An estimate. Memory: counted tensor by tensor, every sequence at its longest, trainer and services on one card. "
     "Hours: FLOPs at 30 % of the card's peak, decoding at 60 % of its bandwidth or 0.5 ms a block; evaluation, loading "
@@ -23,7 +24,9 @@ def plan(
     methods: Annotated[
         list[str] | None, typer.Argument(help="Methods or variants; none: what the recipe compares.")
     ] = None,
-    gpu: Annotated[str, typer.Option(help="l4, a10, a100-40, a100-80, h100, …")] = "l4",
+    gpu: Annotated[
+        str | None, typer.Option(help="l4, a10, a100-40, a100-80, h100, …; none: the recipe's, or l4.")
+    ] = None,
     price: Annotated[
         float | None, typer.Option(min=0, help="An hour of it; none: the recipe's, where it is for this card.")
     ] = None,
@@ -39,7 +42,7 @@ def plan(
     from posttrain.lab.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    found = forecast_recipe(loaded, methods or list(loaded.compared()), gpu, price)
+    found = forecast_recipe(loaded, methods or list(loaded.compared()), gpu or loaded.gpu or DEFAULT_GPU, price)
     if as_json:
         print(json.dumps(found))
         return

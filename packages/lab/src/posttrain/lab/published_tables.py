@@ -160,7 +160,9 @@ def published_beside(results: Path, columns: Mapping[tuple[str, str], str]) -> l
 
 
 def _beside(table: PublishedTable, titles: Mapping[str, str]) -> Beside:
-    column_of = {name: titles[task.metric] for name, task in table.tasks.items() if task.metric in titles}
+    column_of = {
+        name: titles[task.metric] for name, task in table.tasks.items() if task.metric and task.metric in titles
+    }
     return Beside(
         table.title,
         table.source,

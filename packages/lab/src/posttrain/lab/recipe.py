@@ -8,15 +8,17 @@ may say, and what `posttrain tune` has chosen, is posttrain.lab.arms'.
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from posttrain.core.config import Settings, apply_overrides, read_yaml, validate
 from posttrain.core.errors import RequestError, suggest
 from posttrain.data.sources import Source
 from posttrain.lab.arms import LEARNED, Arm, Tuned, Weights, resolve_arm
+from posttrain.lab.gpus import GPUS
 from posttrain.rollout.settings import EngineKind, VllmSettings
+from posttrain.trainers.model_settings import Adapter, read_adapter
 from posttrain.trainers.preferences import Settings as PreferenceSettings
 from posttrain.trainers.registry import get_method, method_names
 
@@ -163,11 +165,23 @@ class Recipe(Settings):
     model: str
     """The base: `nano`, a folder, a Hub id, or `random:qwen2-tiny`, an untrained one to try a recipe with."""
     revision: str | None = None
-    """The Hub commit, tag or branch of the base; resolved to a commit and recorded."""
+    """The Hub commit, tag or branch of the base; resolved to a commit and recorded. `compare` and `tune` take a commit
+    only."""
     data: RecipeData
     """Rows of every stage."""
     reward: Weights = Field(default={LEARNED: 1.0}, min_length=1)
     """Weights of the named reward sources; a name alone has weight 1. `rm` is the recipe's own reward model."""
+    adapter: Adapter | None = None
+    """`full`, `lora` or `qlora`, or a section of its settings: what every method trains that says nothing else in its
+    own section, which then counts whole."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of every method that says no other; unsaid, each has its own default."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Likewise; the reward model reads with sdpa whatever this says."""
+    gradient_checkpointing: bool = False
+    """Likewise."""
+    liger: bool = False
+    """Likewise."""
     sources: dict[str, str] = Field(default_factory=dict)
     """Further reward sources: a name to `path/to/file.py:function` or to a reward-model checkpoint."""
     gold: str = "verifier"
@@ -201,10 +215,25 @@ class Recipe(Settings):
     """By arm what `posttrain tune` chose; it writes this section. A block's own value goes before it."""
     budget: Budget = Budget()
     """Where every arm stops, if it has not ended before."""
+    gpu: str | None = None
+    """The card that the recipe is made for, as `posttrain plan` calls it; `train --dry-run` then also says what the
+    stages take there. None: no GPU in particular."""
     expected: Expected = Expected()
     """Sizes of the data, for `posttrain plan`."""
     price: Price | None = None
     """What an hour of the machine costs; none: the table shows no price."""
+
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _adapter_in_a_word(cls, value: Any) -> Any:
+        return read_adapter(value)
+
+    @field_validator("gpu")
+    @classmethod
+    def _known_card(cls, value: str | None) -> str | None:
+        if value is not None and value.lower() not in GPUS:
+            raise ValueError(f"must be a card that is known {suggest(value.lower(), GPUS)}")
+        return value
 
     def arm(self, name: str) -> Arm:
         """The method or variant called so, its settings resolved; RequestError for an unknown name or setting."""

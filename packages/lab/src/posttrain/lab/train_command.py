@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from posttrain.lab.plan import Plan
+    from posttrain.lab.recipe import Recipe
 
 RUNS = Path("runs")
 
@@ -50,10 +51,10 @@ def train(
     loaded = load_recipe(recipe, overrides or [])
     check_tasks(loaded.evaluation.tasks, loaded.evaluation.include_path)
     refuse_unheeded(loaded, [method], overrides or [])
-    plan = plan_training(loaded, method, seed, runs.absolute(), external_rewards())
     if dry_run:
-        _show_plan(plan, as_json)
+        _dry_run(loaded, method, seed, runs.absolute(), as_json)
         return
+    plan = plan_training(loaded, method, seed, runs.absolute(), external_rewards())
 
     from posttrain.lab.pipeline import Options, run_plan
 
@@ -61,8 +62,38 @@ def train(
     _show_table(plan, as_json)
 
 
-def _show_plan(plan: "Plan", as_json: bool) -> None:
-    stages = [
+def _dry_run(recipe: "Recipe", method: str, seed: int, runs: Path, as_json: bool) -> None:
+    """The stages with what is finished and, for a recipe that names its card, what they take there. A base that cannot
+    be had leaves the stages' names, and the reason."""
+    from posttrain.lab.graph import plan_training
+    from posttrain.lab.models import ModelNotHere
+    from posttrain.lab.plan_command import forecast_recipe, show_forecast
+    from posttrain.lab.services import external_rewards
+    from posttrain.lab.stage_walk import needed_stages
+
+    found = forecast_recipe(recipe, [method], recipe.gpu) if recipe.gpu else None
+    not_here, stages = None, [{"stage": stage.method} for stage in needed_stages(recipe, [method])]
+    try:
+        stages = _stages(plan_training(recipe, method, seed, runs, external_rewards()))
+    except ModelNotHere as error:
+        not_here = str(error)
+    if as_json:
+        described = {"recipe": recipe.name, "method": method, "seed": seed, "stages": stages}
+        more = {"forecast": found} if found else {}
+        print(json.dumps(described | more | ({"model_not_here": not_here} if not_here else {})))
+        return
+    for stage in stages:
+        known = "fingerprint" in stage
+        rest = f"{stage['fingerprint']}  {stage['state']:10} {stage['directory']}" if known else "not identified yet"
+        print(f"{stage['stage']:12} {rest}")
+    if not_here:
+        print(f"note: {not_here}", file=sys.stderr)
+    if found:
+        show_forecast(found)
+
+
+def _stages(plan: "Plan") -> list[dict[str, str]]:
+    return [
         {
             "stage": stage.method,
             "fingerprint": stage.identity.fingerprint[:12],
@@ -71,11 +102,6 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
         }
         for stage in plan.stages
     ]
-    if as_json:
-        print(json.dumps({"recipe": plan.recipe.name, "method": plan.method, "seed": plan.seed, "stages": stages}))
-        return
-    for stage in stages:
-        print(f"{stage['stage']:12} {stage['fingerprint']}  {stage['state']:10} {stage['directory']}")
 
 
 def _show_table(plan: "Plan", as_json: bool) -> None:

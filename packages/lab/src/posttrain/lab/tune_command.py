@@ -40,6 +40,7 @@ def tune(
     from posttrain.lab.estimates import seconds_by_work
     from posttrain.lab.graph import plan_training
     from posttrain.lab.jobs import jobs_and_threads, run_jobs
+    from posttrain.lab.models import refuse_unpinned
     from posttrain.lab.recipe import load_recipe, recipe_path
     from posttrain.lab.schedule import TasksFailed, clock, seconds_left
     from posttrain.lab.services import external_rewards
@@ -54,6 +55,7 @@ def tune(
     names = list(dict.fromkeys(name.strip() for name in methods.split(",") if name.strip()))
     if not names:
         raise RequestError("METHODS names nothing to tune; for example posttrain tune dpo,kto")
+    refuse_unpinned(loaded.model, loaded.revision)
     refuse_unheeded(loaded, names, overrides or [])
     root = runs.absolute()
     refuse_unwritable(root)
