@@ -2,21 +2,22 @@
 
 A recipe's section under a method's name is an arm, and so is a variant, which says its `method` and what differs from
 that method's section. Both may say, beside the method's own settings, `from` (where it starts), `pairs` (offline or
-on_policy) and `reward`. A setting is, in rising order, the class's default, the first value of the method's grid in the
-recipe, what tuning chose for the method, what its section says, then the first value of the variant's own grid, what
-tuning chose for the variant, what the variant says.
+on_policy) and `reward`. A setting is, in rising order, the class's default, what the recipe says for all methods
+(`SHARED`), the first value of the method's grid in the recipe, what tuning chose for the method, what its section says,
+then the first value of the variant's own grid, what tuning chose for the variant, what the variant says.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from posttrain.core.config import Settings, parse_overrides, validate
 from posttrain.core.errors import RequestError, suggest
+from posttrain.trainers.model_settings import Adapter
 from posttrain.trainers.registry import Method, get_method, method_names
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ PAIRS: Mapping[PairsKind, str] = {"offline": "offline pairs", "on_policy": "on-p
 
 NOT_TRIED = frozenset({"length", "max_tokens", "max_seconds", "rewards", "gold_source", "variant"})
 """Settings that no grid varies: how far a trial goes, what it learns from, which published variant it is."""
+
+SHARED = ("adapter", "precision", "attention", "gradient_checkpointing", "liger")
+"""How models are held: what a recipe may say once for all methods that have the setting."""
 
 BOUNDS = {"tokens": "max_tokens", "seconds": "max_seconds"}
 """A budget's bounds to the settings that keep them."""
@@ -72,6 +76,8 @@ class Tuned(Settings):
     """The file with every trial."""
     variant: str | None = None
     """The setting `variant` of all trials, for a method that has it; none: its default."""
+    adapter: Literal["lora", "qlora"] | None = None
+    """The kind of adapter that all trials trained; none: all weights."""
 
 
 class _Place(Settings):
@@ -154,7 +160,7 @@ def resolve_arm(recipe: "Recipe", name: str) -> Arm:
         for arm in (method, name)
     }
     own = {} if name == method else chosen_or_first[name] | variant
-    merged = chosen_or_first[method] | recipe.blocks.get(method, {}) | own
+    merged = _shared(recipe, described) | chosen_or_first[method] | recipe.blocks.get(method, {}) | own
     place: dict[str, Any] = {key: merged.pop(key) for key in ("from", "pairs", "reward") if key in merged}
     if described.scores:
         for key, instead in (("rewards", f"{where}.reward"), ("gold_source", "the recipe's gold")):
@@ -186,6 +192,16 @@ def resolve_arm(recipe: "Recipe", name: str) -> Arm:
         return arm
     in_use = all(value in (merged[key], getattr(settings, key)) for key, value in chosen.values.items())
     return replace(arm, trials=chosen.trials) if in_use else arm
+
+
+def _shared(recipe: "Recipe", described: Method) -> dict[str, Any]:
+    """What the recipe says for all methods, as far as this one has the setting and takes the value."""
+    fields = described.settings.model_fields
+    said = {key: getattr(recipe, key) for key in SHARED if key in recipe.model_fields_set and key in fields}
+    # The reward model has one attention only; said for all, another is meant for the others.
+    return {
+        key: value for key, value in said.items() if key != "attention" or value in get_args(fields[key].annotation)
+    }
 
 
 def refuse_unheeded(recipe: "Recipe", names: Iterable[str], overrides: Iterable[str]) -> None:
@@ -245,9 +261,17 @@ def _variant_tuned(described: Method, tuned: Tuned) -> str:
     return _variant_in_use(described, {"variant": tuned.variant} if tuned.variant else {})
 
 
+def adapter_kind(settings: Settings) -> Literal["lora", "qlora"] | None:
+    """The kind of adapter that settings ask for; None for all weights, and for a method of another package that has no
+    such setting."""
+    adapter: Adapter | None = getattr(settings, "adapter", None)
+    return adapter.kind if adapter else None
+
+
 def _tried_as(tuned: Tuned, arm: Arm, published: str) -> bool:
-    """Whether the trials were of what the arm is now: its variant, what it learns from, where it starts."""
-    place = (tuned.learns_from, tuned.start) == (arm.learns_from, arm.start)
+    """Whether the trials were of what the arm is now: its variant, what it trains, what it learns from, where it
+    starts."""
+    place = (tuned.learns_from, tuned.start, tuned.adapter) == (arm.learns_from, arm.start, adapter_kind(arm.settings))
     return place and _variant_tuned(arm.described, tuned) == published
 
 

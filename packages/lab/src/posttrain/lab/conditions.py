@@ -19,7 +19,8 @@ from posttrain.data.sources import describe_source
 from posttrain.data.tokenizer import load_tokenizer
 from posttrain.lab.arms import LEARNED, PAIRS
 from posttrain.lab.evaluations import SETTINGS_FILE, evaluation_settings
-from posttrain.lab.plan import REFERENCE, Plan, Row, Stage
+from posttrain.lab.plan import BASE, REFERENCE, Plan, Row, Stage
+from posttrain.trainers.model_settings import Adapter
 
 Conditions = Mapping[str, Any]
 """Field to value, for example `evaluation.limit` to 600."""
@@ -74,7 +75,7 @@ def recipe_conditions(plans: Sequence[Plan], seeds: Sequence[int]) -> Conditions
     return {
         "base.revision": base.revision,
         "base.digest": base.digest,
-        "adapter": None,
+        "adapter": planned_adapter(plans),
         "template": template_digest(base.folder),
         "seeds": sorted(seeds),
         **{f"evaluation.{name}": settings[name] for name in ("tasks", "few_shot", "limit", "max_gen_toks")},
@@ -107,7 +108,8 @@ def recorded_conditions(row: Row, seeds: Sequence[int]) -> Conditions:
         used = read_json(marker)["settings"]
         recorded |= {f"evaluation.{name}": used[name] for name in ("tasks", "few_shot", "limit", "max_gen_toks")}
     recorded["template"] = template_digest(row.checkpoint)
-    recorded["adapter"] = adapter_of(row)
+    if _compared(row):
+        recorded["adapter"] = adapter_of(row)
     recorded["seeds"] = sorted(seeds)
     return {**recorded, **_row_made_from(row)}
 
@@ -155,19 +157,47 @@ def template_digest(checkpoint: Any) -> str:
     return digest_json(load_tokenizer(checkpoint).chat_template)[:12]
 
 
+def planned_adapter(plans: Sequence[Plan]) -> dict[str, Any] | None:
+    """The adapter of the first compared arm, which the others are to have too; of SFT where there is no other arm."""
+    arms = [row.arm for plan in plans for row in plan.rows if row.arm and _compared(row)]
+    settings = (arms[0] if arms else plans[0].recipe.arm(REFERENCE)).settings
+    adapter: Adapter | None = getattr(settings, "adapter", None)
+    if adapter is None:
+        return None
+    return {
+        "kind": adapter.kind,
+        "type": "LORA",
+        "r": adapter.r,
+        "lora_alpha": adapter.alpha,
+        "target_modules": sorted(adapter.target_modules),
+    }
+
+
 def adapter_of(row: Row) -> dict[str, Any] | None:
-    """Rank, scale and target of the PEFT adapter that a row's checkpoint is, or None for full weights."""
-    path = row.checkpoint / "adapter_config.json"
-    if not path.exists():
+    """Rank, scale, target and kind of the PEFT adapter that a row's checkpoint is, or that lies merged in it and by
+    itself beside it; None for full weights."""
+    for folder in (row.checkpoint, row.checkpoint.parent / "adapter"):
+        path = folder / "adapter_config.json"
+        if path.exists():
+            break
+    else:
         return None
     config = read_json(path)
     modules = config.get("target_modules")
+    trained = row.identity.definition.get("settings", {}).get("adapter") or {}
     return {
+        **{key: trained[key] for key in ("kind",) if key in trained},
         "type": config.get("peft_type"),
         "r": config.get("r"),
         "lora_alpha": config.get("lora_alpha"),
         "target_modules": sorted(modules) if isinstance(modules, list) else modules,
     }
+
+
+def _compared(row: Row) -> bool:
+    """Whether a row was trained to be compared. Base, SFT and the best of SFT's samples are what the others are made
+    from, in 4 bits say where those are not; that it is the same for all is `made_from`'s."""
+    return not row.choice and row.identity.stage not in (BASE, REFERENCE)
 
 
 def check_conditions(

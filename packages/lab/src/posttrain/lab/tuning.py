@@ -23,7 +23,7 @@ from posttrain.core.files import atomic_write_json, disk_errors, read_json, read
 from posttrain.core.hashing import digest_json
 from posttrain.core.seeds import derive_seed
 from posttrain.core.statistics import Estimate, mean_and_se
-from posttrain.lab.arms import Arm, Tuned
+from posttrain.lab.arms import Arm, Tuned, adapter_kind
 from posttrain.lab.pipeline import is_finished
 from posttrain.lab.plan import Plan
 from posttrain.lab.policy_measures import policy_items
@@ -206,6 +206,7 @@ class ArmTuning:
             metric=METRIC,
             record=self.path.as_posix(),
             variant=getattr(self.arm.settings, "variant", None),
+            adapter=adapter_kind(self.arm.settings),
         )
 
     def _record(self, trial: Trial, plan: Plan, came_to: Mapping[str, Any]) -> None:
@@ -223,6 +224,8 @@ class ArmTuning:
         place = {"learns_from": self.arm.learns_from, "start": self.arm.start}
         if variant := getattr(self.arm.settings, "variant", None):
             place["variant"] = variant
+        if kind := adapter_kind(self.arm.settings):
+            place["adapter"] = kind
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path.with_name(f".{self.path.name}.lock")):
