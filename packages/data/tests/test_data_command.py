@@ -20,6 +20,16 @@ def test_show_maps_columns(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["prompt"] == [{"role": "user", "content": "add"}]
 
 
+def test_show_takes_any_setting_of_a_source(tmp_path, capsys):
+    rows = [{"prompt": f"q{n}", "lang": lang} for n, lang in enumerate(["en", "de", "fr", "en"])]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = ["--set", "where.lang=[de, fr]", "--set", "system=Be brief.", "--set", "stream=true"]
+    assert run(["data", "show", str(tmp_path / "p.jsonl"), "--rows", "0", *settings]) == 0
+    shown = [json.loads(line)["prompt"] for line in capsys.readouterr().out.splitlines()]
+    assert sorted(prompt[1]["content"] for prompt in shown) == ["q1", "q2"]
+    assert all(prompt[0] == {"role": "system", "content": "Be brief."} for prompt in shown)
+
+
 def test_nano_prints_evaluation_items(capsys):
     assert run(["data", "nano", "problems", "--rows", "2"]) == 0
     items = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -100,6 +100,7 @@ def test_compressed_files_give_the_same_rows(tmp_path, name):
     ("content", "problem"),
     [
         (b"no gzip", "bad.jsonl.gz is no whole gzip file"),
+        (gzip.compress(lines(ROWS))[:30] + b"\x00" * 40, "bad.jsonl.gz is no whole gzip file"),
         (gzip.compress(lines(ROWS))[:-20], "bad.jsonl.gz is no whole gzip file"),
         (gzip.compress(b'{"prompt": "a"}\n{"prompt": \n'), r"bad.jsonl.gz:2 is not JSON"),
     ],

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.core.errors import RequestError
+from posttrain.core.files import read_jsonl
 from posttrain.data.formats import FORMATS, Record, UnusableRow
 from posttrain.data.formats.oasst import regroup
 from posttrain.data.formats.published import PUBLISHED
@@ -71,6 +72,27 @@ def test_every_split_gives_each_kind_of_row_that_its_format_names(hub_id):
             assert len(LOADERS[kind](source, 0)) >= 4
         else:
             assert len(LOADERS[kind](source, 0)) == expected
+
+
+@pytest.mark.parametrize("hub_id", [f.hub_ids[0] for f in PUBLISHED])
+def test_rows_are_the_same_from_parquet_in_the_hubs_layout(hub_id, tmp_path):
+    import datasets
+
+    format_ = next(f for f in PUBLISHED if hub_id in f.hub_ids)
+    source = places(hub_id)[-1]
+    files = sorted((HUB / hub_id).rglob("*.jsonl"))
+    chosen = files if format_.files_are_one_split else [file for file in files if file.stem == source.split]
+    rows = [row for file in chosen for row in read_jsonl(file)]
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "data" / f"{source.split}-00000-of-00001.parquet")
+    from_parquet = Source(path=str(tmp_path), split=source.split, format=format_.name)
+    load = load_prompts if source.split.startswith("test") else load_conversations
+    load = load_rankings if format_.conversation is None else load
+
+    def contents(source):
+        return [{key: value for key, value in row.items() if key not in ("id", "kind")} for row in load(source, 3)]
+
+    assert contents(from_parquet) == contents(source)
 
 
 def test_every_format_but_those_beside_it_has_rows_in_its_schema():

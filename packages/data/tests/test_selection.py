@@ -90,6 +90,12 @@ def test_a_stream_has_one_order_whatever_the_file(tmp_path, name):
     assert numbers(Source(path=str(path), stream=True)) == expected
 
 
+def test_a_stream_of_nothing_is_refused(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(RequestError, match="empty.jsonl has no row of split 'train'$"):
+        numbers(Source(path=str(tmp_path / "empty.jsonl"), stream=True))
+
+
 def test_the_hub_is_streamed_when_the_source_is(monkeypatch):
     import datasets
 
@@ -153,8 +159,10 @@ def test_rows_that_are_taken_by_value_count_for_rows_and_skip(twenty):
 
 
 def test_a_condition_that_no_row_meets_is_refused(twenty):
-    with pytest.raises(RequestError, match="no row of split 'train' has lang = 'fr'"):
+    with pytest.raises(RequestError, match="has no row of split 'train' with lang = 'fr'$"):
         numbers(Source(path=twenty, where={"lang": "fr"}))
+    with pytest.raises(RequestError, match="has no row of split 'train' with a place in shard 20/21$"):
+        numbers(Source(path=twenty, shard="20/21"))
     with pytest.raises(RequestError, match="has no column 'language' \\(it has prompt, lang, meta\\); mend where"):
         numbers(Source(path=twenty, where={"language": "en"}))
 

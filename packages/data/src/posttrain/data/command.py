@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from posttrain.core.config import validate
+from posttrain.core.config import apply_overrides, validate
 from posttrain.core.errors import RequestError
 
 
@@ -31,13 +31,16 @@ def show(
     column: Annotated[list[str] | None, typer.Option(help="A column by another name, as ours=theirs.")] = None,
     rows: Annotated[int, typer.Option(help="How many rows; 0 for all.", min=0)] = 3,
     seed: Annotated[int, typer.Option(help="The seed of order and selection.")] = 0,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value of the source, e.g. where.lang=en or stream=true.")
+    ] = None,
 ) -> None:
     """Print rows of a source as a trainer would get them, one JSON object a line."""
     from posttrain.data import sources
 
     settings: dict[str, Any] = {"path": path, "config": config, "split": split, "revision": revision, "format": format_}
     settings |= {"rows": rows or None, "columns": dict(_mapping(entry) for entry in column or [])}
-    source = validate(sources.Source, settings, "data")
+    source = validate(sources.Source, apply_overrides(settings, overrides or []), "data")
     loaders: dict[Kind, Callable[[sources.Source, int], Sequence[Any]]] = {
         Kind.conversations: sources.load_conversations,
         Kind.pairs: sources.load_pairs,

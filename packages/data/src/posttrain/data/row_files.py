@@ -5,11 +5,13 @@ its text); `stream_rows` gives the rows once, front to back. Which files make a 
 """
 
 import gzip
+import io
 import json
 import mmap
+import zlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
@@ -62,22 +64,22 @@ class JsonLines(Sequence[Row]):
         self._contents = [_content(path) for path in paths]
         self._starts, self._ends, self._numbers = array("Q"), array("Q"), array("Q")
         self._first: list[int] = []
-        for content in self._contents:
+        for path, content in zip(paths, self._contents, strict=True):
             self._first.append(len(self._starts))
-            self._index(content)
+            # Read, not looked up in the map: its pages would all count as this process's memory.
+            with io.BytesIO(content) if isinstance(content, bytes) else open(path, "rb") as lines:
+                self._index(lines)
         if not self._starts:
             raise RequestError(f"{paths[0]} is empty")
 
-    def _index(self, content: bytes | mmap.mmap) -> None:
-        start, size, number = 0, len(content), 1
-        while start < size:
-            newline = content.find(b"\n", start)
-            end = size if newline < 0 else newline
-            if content[start:end].strip():
+    def _index(self, lines: Iterable[bytes]) -> None:
+        start = 0
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
                 self._starts.append(start)
-                self._ends.append(end)
+                self._ends.append(start + len(line))
                 self._numbers.append(number)
-            start, number = end + 1, number + 1
+            start += len(line)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -99,43 +101,47 @@ class JsonLines(Sequence[Row]):
 
 
 def _content(path: Path) -> bytes | mmap.mmap:
-    """A file's bytes: mapped, so that the system keeps of them what it has room for; decompressed, in memory."""
+    """A file's bytes: mapped, so that only what is looked at is in memory; decompressed, all of them are."""
     if path.suffix == ".gz":
-        return _decompressed(path)
-    try:
-        with open(path, "rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
-    except OSError as error:
-        raise RequestError(f"cannot read {path}: {error.strerror}") from None
+        return _whole(path)
+    with _unreadable(path), open(path, "rb") as file:
+        if not path.stat().st_size:
+            return b""
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if hasattr(mmap, "MADV_RANDOM"):  # not everywhere; it keeps the system from reading ahead
+        mapped.madvise(mmap.MADV_RANDOM)
+    return mapped
 
 
-def _decompressed(path: Path) -> bytes:
+def _whole(path: Path) -> bytes:
+    """A file's bytes, decompressed."""
+    with _unreadable(path), gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+        return file.read()
+
+
+@contextmanager
+def _unreadable(path: Path) -> Iterator[None]:
+    """Turns what cannot be read into one line."""
     try:
-        with gzip.open(path, "rb") as file:
-            return file.read()
-    except (gzip.BadGzipFile, EOFError) as error:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise RequestError(f"{path} is no whole gzip file ({error}); get it again") from None
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _stream_lines(path: Path) -> Iterator[Row]:
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield jsonl_object(line, path, number)
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise RequestError(f"{path} is no whole gzip file ({error}); get it again") from None
-    except OSError as error:
-        raise RequestError(f"cannot read {path}: {error.strerror}") from None
+    with _unreadable(path), gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield jsonl_object(line, path, number)
 
 
 def _json_list(path: Path) -> list[Row]:
     """A JSON list of objects, or an object whose `data` is one (as `datasets` writes it)."""
-    content = _content(path)
+    content = _whole(path)
     try:
-        value = json.loads(bytes(content).decode("utf-8") or "[]")
+        value = json.loads(content.decode("utf-8") or "[]")
     except UnicodeDecodeError as error:
         raise RequestError(f"{path} is not UTF-8 (byte {error.start}); convert the file") from None
     except json.JSONDecodeError as error:

@@ -162,7 +162,7 @@ def _load(source: Source, seed: int, wanted: str, make: Callable[[Format, Record
         if source.rows is not None and len(rows) == source.skip + source.rows:
             break
     if not matched:
-        raise RequestError(f"dataset {origin.dataset}: no row of split '{source.split}' has {_said(source)}")
+        raise RequestError(f"dataset {origin.dataset} has no row of split '{source.split}'{_said(source)}")
     if dropped:
         told = ", ".join(f"{count} with {reason}" for reason, count in dropped.items())
         if not rows:
@@ -194,8 +194,10 @@ def _ordered(
 
 
 def _said(source: Source) -> str:
-    conditions = " and ".join(f"{place} = {value!r}" for place, value in source.where.items())
-    return conditions or f"its place in shard {source.shard}"
+    """The conditions that no row meets, to end an error with."""
+    conditions = [f"{place} = {value!r}" for place, value in source.where.items()]
+    shard_ = [f"a place in shard {source.shard}"] if source.shard else []
+    return f" with {' and '.join([*conditions, *shard_])}" if conditions or shard_ else ""
 
 
 def _with_system(messages: list[Message], source: Source) -> list[Message]:

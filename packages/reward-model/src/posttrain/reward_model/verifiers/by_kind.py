@@ -1,7 +1,7 @@
 """The source `verifier`: each item is scored by the verifier of its own kind, told by the key that its reference has.
 
 `{"gsm8k": …}` by the GSM8K reward (0 to 1.2), `{"math": …}` by the MATH reward (0 or 1), `{"answer": …}` and
-`{"instructions": …}` by the nano lab's (0 to 1). This is the gold reward of the recipes, and lets one request mix kinds.
+`{"instructions": …}` by the nano lab's (0 to 1). This is the recipes' gold reward, and lets one request mix kinds.
 """
 
 from posttrain.core.errors import RequestError
