@@ -8,7 +8,7 @@ import pytest
 HEAVY = ("torch", "transformers", "trl", "datasets", "lm_eval", "bentoml", "accelerate", "scipy", "statsmodels")
 
 
-@pytest.mark.parametrize("arguments", [[], ["data"], ["runs"], ["serve"], ["train"], ["eval"], ["stage"]])
+@pytest.mark.parametrize("arguments", [[], ["data"], ["runs"], ["serve"], ["train"], ["eval"], ["stage"], ["chat"]])
 def test_help_imports_nothing_heavy(arguments):
     script = (
         "import sys; from posttrain.core.cli import run; status = run(sys.argv[1:] + ['--help'])\n"

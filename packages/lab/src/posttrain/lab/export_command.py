@@ -15,7 +15,6 @@ from posttrain.core.errors import RequestError
 from posttrain.core.files import atomic_directory, atomic_write_json, atomic_write_text, read_json
 from posttrain.core.results import read_results
 from posttrain.core.runs import RunDirectory
-from posttrain.lab.costs import row_cost
 from posttrain.lab.hub_card import HUB_ID, Exported, hub_card, hub_id_of, named_plainly
 from posttrain.lab.runs_command import RUNS, Json, RunsFolder, find_runs, one_run
 
@@ -90,6 +89,8 @@ def describe_run(
     run: RunDirectory, recipe: str, runs: Path, base: str | None, license: str | None, adapter: bool
 ) -> Exported:
     """What the card of a finished run is made of; `base` goes before the Hub id that the records name."""
+    from posttrain.lab.costs import row_cost  # which imports what trains
+
     provenance, config = run.provenance(), read_yaml(run.path / "config.yaml")
     before = list(_before(provenance, runs))
     stages = [stage for stage in (*before, provenance) if "cost" in stage]

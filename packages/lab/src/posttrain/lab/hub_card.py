@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from posttrain.lab.costs import RowCost
+if TYPE_CHECKING:
+    from posttrain.lab.costs import RowCost
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _RUN_PLACE = re.compile(r"^.*/([^/]+/[^/]+/[0-9a-f]{12})(?:/checkpoint)?/?$")
@@ -41,7 +42,7 @@ class Exported:
     """Its rows of the results store."""
     before: Sequence[Mapping[str, Any]]
     """Provenance of the stages before it, in order."""
-    cost: RowCost
+    cost: "RowCost"
     kind: str
     """Transformers' class to load it with: AutoModelForCausalLM, AutoModelForSequenceClassification."""
     base: str | None
