@@ -35,6 +35,10 @@ SHIPPED = {
 
 USED_WITHOUT_IMPORT = {
     ("data", "jinja2"): "transformers renders chat templates with it",
+    **{
+        ("eval-harness", name): "lm-eval's local-completions imports it; its extra `api` would bring tiktoken as well"
+        for name in ("aiohttp", "requests", "tenacity")
+    },
     ("trainers", "bitsandbytes"): "transformers loads 4-bit weights with it, and PEFT reads them",
     ("trainers", "liger-kernel"): "transformers puts its kernels into a model",
     **{

@@ -16,6 +16,7 @@ class ScriptedModel(LM):
         super().__init__()
         self.say, self.prefer = say, prefer
         self.finish_reasons: dict[tuple[str, int], str] = {}
+        self.sample_reasons: dict[tuple[str, int], list[str]] = {}
         self.prompts_cut: dict[str, int] = {}
         self.max_length = 512
         self.prompts: list[str] = []

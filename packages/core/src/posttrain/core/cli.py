@@ -54,6 +54,10 @@ class CommandTree(click.Group):
         return None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        # A command may have companions: `eval show DIR` beside `eval CHECKPOINT`.
+        companion = self._entries.get(".".join(args[:2])) if args[0] in self._entries else None
+        if companion and len(args) > 1:
+            return args[1], _command(f"{args[0]} {args[1]}", companion.load()), args[2:]
         if not self.get_command(ctx, args[0]):
             ctx.fail(f"unknown command '{args[0]}' {suggest(args[0], self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)

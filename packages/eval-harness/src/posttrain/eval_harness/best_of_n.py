@@ -10,7 +10,6 @@ An item's answer depends on the seed, its task and its number, and on nothing el
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -65,7 +64,6 @@ class BestOfLM(WeightlessLM):
     def __init__(self, checkpoint: str, batch_size: int, revision: str | None, best_of: BestOf) -> None:
         super().__init__(checkpoint, batch_size, revision)
         self._best_of = best_of
-        self._asked: Counter[tuple[str, int]] = Counter()
         self._conversations: dict[str, tuple[list[dict[str, str]], str]] = {}
         """Rendered prompt to its messages and to what the assistant is made to begin its answer with."""
 
@@ -81,7 +79,7 @@ class BestOfLM(WeightlessLM):
     def _generate(
         self, requests: Sequence[Any], prompts: Sequence[list[int]], limits: Limits, shared: Shared | None
     ) -> list[str]:
-        seeds = [self._seed_of(request) for request in requests]
+        seeds = [self.seed_of(request) for request in requests]
 
         def sample(ids: list[int], seed: int) -> list[Completion]:
             (choices,) = self._best_of.sample(
@@ -97,8 +95,8 @@ class BestOfLM(WeightlessLM):
                 self._pick(request, choices, limits.stops) for request, choices in zip(requests, sampled, strict=True)
             ]
 
-    def _seed_of(self, request: Any) -> int:
-        """By item, and by how often it has been asked: some tasks take several answers of one."""
+    def seed_of(self, request: Any) -> int:
+        """As the checkpoint's samples, by the seed of the choice."""
         item = (request.task_name, request.doc_id)
         self._asked[item] += 1
         return derive_seed(self._best_of.seed, "best of n", *item, self._asked[item])
@@ -119,7 +117,7 @@ class BestOfLM(WeightlessLM):
             for score, (_, reason) in zip(scores, answers, strict=True)
         ]
         text, reason = answers[max(range(len(answers)), key=rewards.__getitem__)]
-        self.finish_reasons[request.task_name, request.doc_id] = reason
+        self._note_reason(request, reason)
         return text
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:

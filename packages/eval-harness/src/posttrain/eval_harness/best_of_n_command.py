@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from posttrain.core.clients import PolicyClient, RewardClient
+from posttrain.core.clients import RewardClient
 from posttrain.core.errors import RequestError, suggest
-from posttrain.core.hashing import digest_file, digest_json
+from posttrain.core.hashing import digest_json
 from posttrain.core.stock_vllm import connect_policy
 from posttrain.eval_harness.best_of_n import BestOf
+from posttrain.eval_harness.service_backend import holding
 
 
 def connect(
@@ -26,7 +26,7 @@ def connect(
     for source in weights:
         if source not in known:
             raise RequestError(f"{reward_url} has no reward source '{source}' {suggest(source, known)}")
-    return BestOf(n, partial(policy.complete, version=_holding(policy, checkpoint)), reward, weights, seed)
+    return BestOf(n, partial(policy.complete, version=holding(policy, checkpoint)), reward, weights, seed)
 
 
 def picking_identity(identity: Mapping[str, Any], best_of: BestOf) -> dict[str, Any]:
@@ -46,20 +46,3 @@ def _weights(options: Sequence[str]) -> dict[str, float]:
         except ValueError:
             raise RequestError(f"--reward takes source=weight, not '{option}' (for example --reward rm=1)") from None
     return weights
-
-
-def _holding(policy: PolicyClient, checkpoint: str) -> int | None:
-    """The version under which the service holds this checkpoint's weights, which are pushed if it holds others.
-
-    None, the current weights taken on trust, for a stock vLLM server, which does not say what it holds, and for a
-    checkpoint that is not one file.
-    """
-    file = Path(checkpoint) / "model.safetensors"
-    held = policy.models()["data"][0]
-    if "sha256" not in held or not file.is_file():
-        return None
-    version = int(held["version"])
-    if held["sha256"] != digest_file(file):
-        version += 1
-        policy.push(version, file)
-    return version

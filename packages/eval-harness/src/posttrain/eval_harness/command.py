@@ -5,51 +5,85 @@ Writes every item's outcome and appends to the results store; prints for people,
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from posttrain.core.errors import RequestError
 from posttrain.core.files import read_json
 from posttrain.core.hashing import digest_checkpoint, digest_json
 from posttrain.eval_harness.catalog import NANO_TASKS
-
-if TYPE_CHECKING:
-    from posttrain.eval_harness.result import EvaluationResult
+from posttrain.eval_harness.options import posed, print_stages, refuse_half_a_stage, sampled
+from posttrain.eval_harness.presets import preset as find_preset
+from posttrain.eval_harness.printing import as_object, print_result
+from posttrain.eval_harness.stage_table import append_stage, read_stages, stage_table
 
 RUNS = Path("runs")
 
 
 def evaluate_checkpoint(
-    checkpoint: Annotated[str, typer.Argument(help="A Hugging Face folder or Hub id.")],
-    tasks: Annotated[str, typer.Option(help="Names, comma-separated.")] = ",".join(NANO_TASKS),
+    checkpoint: Annotated[str | None, typer.Argument(help="A Hugging Face folder or Hub id.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Names, comma-separated; default: the nano tasks.")] = None,
+    preset: Annotated[str | None, typer.Option(help="A named evaluation: lab, the reference lab's.")] = None,
     include_path: Annotated[Path | None, typer.Option(help="Folder of your own lm-eval task files.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many items of each task.")] = None,
     few_shot: Annotated[int | None, typer.Option(help="Examples in the prompt; default: each task's own.")] = None,
+    few_shot_seed: Annotated[int | None, typer.Option(help="Which examples; default: lm-eval's 1234.")] = None,
     max_gen_toks: Annotated[int | None, typer.Option(help="New tokens an answer; default: each task's own.")] = None,
     batch_size: Annotated[int, typer.Option(help="Items a forward pass.")] = 64,
-    chat_template: Annotated[bool, typer.Option(help="Pose items as a conversation.")] = True,
+    chat_template: Annotated[bool | None, typer.Option(help="Pose items as a conversation; default: yes.")] = None,
+    fewshot_as_multiturn: Annotated[
+        bool | None, typer.Option(help="Examples as turns of it; default: as the chat template.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: float32 on a CPU.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if there is one.")] = None,
+    backend: Annotated[str, typer.Option(help="What computes: hf (here), vllm (its environment), service.")] = "hf",
+    tokenizer: Annotated[
+        str | None, typer.Option(help="With --backend service and no checkpoint: that of what the service holds.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Answers an item, for pass@k and maj@k.")] = None,
+    temperature: Annotated[float, typer.Option(help="Of the samples.")] = 1.0,
+    pass_at: Annotated[str, typer.Option(help="k of pass@k, comma-separated; needs --samples.")] = "1",
+    maj_at: Annotated[str, typer.Option(help="k of maj@k, comma-separated; needs --samples.")] = "",
     best_of: Annotated[int | None, typer.Option(help="Pick the best of so many samples; generation tasks.")] = None,
-    policy_url: Annotated[str | None, typer.Option(help="Policy service that samples.", envvar="POLICY_URL")] = None,
+    policy_url: Annotated[str | None, typer.Option(help="Policy service that answers.", envvar="POLICY_URL")] = None,
     reward_url: Annotated[str | None, typer.Option(help="Reward service that picks.", envvar="REWARD_URL")] = None,
     reward: Annotated[list[str] | None, typer.Option(help="source=weight that picks; default: rm=1.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of the samples; default 0.")] = None,
+    append: Annotated[Path | None, typer.Option(help="Append a row to this table of stages (JSONL).")] = None,
+    stage: Annotated[str | None, typer.Option(help="The row's name; needs --append.")] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="Print the table of --append; alone without a checkpoint.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Where to write; default: under runs/.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
-    """Evaluate a checkpoint on lm-eval tasks: value, standard error and every item's outcome."""
+    """Evaluate a checkpoint on lm-eval tasks: value, standard error and every item's outcome.
+
+    `posttrain eval show DIR` pages through the items of an evaluation, `--wrong` the wrong ones.
+    """
+    console = Console(stderr=as_json)
+    refuse_half_a_stage(checkpoint or tokenizer, append, stage, table)
+    if checkpoint is None and tokenizer is None:
+        assert append is not None
+        print_stages(append, console, as_json)
+        return
+    chosen = find_preset(preset) if preset is not None else None
     # A wrong checkpoint is told before the five seconds that lm-eval takes to import.
-    identity = checkpoint_identity(checkpoint, revision)
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    identity = _identity(checkpoint, tokenizer, revision, backend, policy_url)
+    named = tasks if tasks is not None else ",".join(chosen.tasks if chosen else NANO_TASKS)
+    names = [name.strip() for name in named.split(",") if name.strip()]
+    seed = seed if seed is not None else chosen.seed if chosen else 0
+    sampling = sampled(samples, temperature, pass_at, maj_at, seed)
     choice, left_out = None, []
     if best_of is not None:
         from posttrain.eval_harness.best_of_n_command import connect, picking_identity
         from posttrain.eval_harness.generation_tasks import generation_tasks
 
+        if checkpoint is None:
+            raise RequestError("--best-of picks among the answers of a CHECKPOINT; name it")
         choice = connect(checkpoint, best_of, policy_url, reward_url, reward, seed)
         identity = picking_identity(identity, choice)
         generated = generation_tasks(names, include_path)
@@ -57,30 +91,54 @@ def evaluate_checkpoint(
         names = generated or names  # if none is left, evaluate() says what is wrong with them
     from posttrain.eval_harness.evaluation import evaluate
 
+    posing = posed(chosen, few_shot, chat_template, fewshot_as_multiturn, few_shot_seed, max_gen_toks, dtype, device)
     folder = out or RUNS / "eval" / identity["fingerprint"][:12]
     store = (out or RUNS) / "metrics.jsonl"
     result = evaluate(
-        checkpoint,
+        checkpoint or str(tokenizer),
         names,
-        few_shot=few_shot,
         limit=limit,
         batch_size=batch_size,
+        backend=backend,
+        service_url=policy_url,
         best_of=choice,
+        samples=sampling,
         include_path=include_path,
-        apply_chat_template=chat_template,
-        max_gen_toks=max_gen_toks,
+        posing=posing,
         revision=revision,
         device=device,
+        push=checkpoint is not None,
         out_dir=folder,
         identity=identity,
         results_path=store,
     )
-    console = Console(stderr=as_json)
-    _print(result, folder, store, console)
+    print_result(result, folder, store, console, chosen)
     if left_out:
         console.print(f"note: left out, for best of n has no likelihoods: {', '.join(left_out)}")
+    rows = []
+    if append is not None:
+        assert stage is not None
+        rows = [append_stage(append, stage, identity["checkpoint"], result[name]) for name in result.requested]
+        if table:
+            console.print(stage_table(read_stages(append)))
     if as_json:
-        print(json.dumps(_as_json(result, identity, folder), ensure_ascii=False))
+        print(json.dumps(as_object(result, identity, folder, chosen, rows), ensure_ascii=False))
+
+
+def _identity(
+    checkpoint: str | None, tokenizer: str | None, revision: str | None, backend: str, policy_url: str | None
+) -> dict[str, Any]:
+    """Whose results these are: the checkpoint's, or those of whatever a service holds."""
+    if checkpoint is not None:
+        if tokenizer is not None:
+            raise RequestError("--tokenizer is for a service whose checkpoint is not here; leave it or CHECKPOINT out")
+        return checkpoint_identity(checkpoint, revision)
+    if backend != "service" or policy_url is None:
+        raise RequestError("--tokenizer without CHECKPOINT needs --backend service and --policy-url")
+    from posttrain.eval_harness.service_backend import held_identity
+
+    assert tokenizer is not None
+    return held_identity(policy_url, checkpoint_identity(tokenizer, revision)["fingerprint"])
 
 
 def checkpoint_identity(checkpoint: str, revision: str | None) -> dict[str, Any]:
@@ -103,31 +161,3 @@ def checkpoint_identity(checkpoint: str, revision: str | None) -> dict[str, Any]
         if path.exists() and (fingerprint := read_json(path).get("fingerprint")):
             return {"checkpoint": checkpoint, "fingerprint": fingerprint}
     return {"checkpoint": checkpoint, "fingerprint": digest_checkpoint(folder)}
-
-
-def _print(result: "EvaluationResult", folder: Path, store: Path, console: Console) -> None:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("task and metric", no_wrap=True)
-    table.add_column("value", justify="right")
-    table.add_column("± SE", justify="right")
-    for name in result.requested:
-        task = result[name]
-        table.add_row(f"{name}  [dim]v{task.version}, {task.few_shot}-shot, {task.n} items[/]")
-        for metric, estimate in task.metrics.items():
-            error = "" if estimate.standard_error is None else f"{estimate.standard_error:.4f}"
-            table.add_row(f"  {metric}", f"{estimate.value:.4f}", error)
-    console.print(result.checkpoint, highlight=False, soft_wrap=True)
-    console.print(table)
-    for note in result.notes:
-        console.print(f"note: {note}")
-    console.print(f"{result.seconds:.1f} s; items in {folder}/, results in {store}", highlight=False, soft_wrap=True)
-
-
-def _as_json(result: "EvaluationResult", identity: dict[str, Any], folder: Path) -> dict[str, Any]:
-    return {
-        **identity,
-        "seconds": round(result.seconds, 3),
-        "notes": list(result.notes),
-        "out": str(folder),
-        "results": [result[name].row({}) for name in result.requested],
-    }

@@ -6,6 +6,7 @@ task file says otherwise; the chat template is applied and few-shot examples are
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +14,18 @@ from posttrain.core.errors import RequestError, suggest
 from posttrain.core.results import append_result
 from posttrain.eval_harness.catalog import load_tasks
 from posttrain.eval_harness.generation_tasks import refuse_likelihood_tasks
+from posttrain.eval_harness.posing import Posing
 from posttrain.eval_harness.quiet import quiet
 from posttrain.eval_harness.raw_results import read_group, read_task
 from posttrain.eval_harness.result import EvaluationResult, write_items
+from posttrain.eval_harness.sample_results import with_samples
+from posttrain.eval_harness.samples import Samples
 
 if TYPE_CHECKING:
     from posttrain.eval_harness.best_of_n import BestOf
+    from posttrain.eval_harness.service_lm import Service
 
-BACKENDS = ("hf",)
-
-FEW_SHOT_SEED = 1234
-"""lm-eval's own default, so that few-shot examples are those of its reports."""
+BACKENDS = ("hf", "service", "vllm")
 
 
 def evaluate(
@@ -33,53 +35,68 @@ def evaluate(
     few_shot: int | None = None,
     limit: int | None = None,
     batch_size: int = 64,
+    posing: Posing | None = None,
     backend: str = "hf",
+    service_url: str | None = None,
     best_of: "BestOf | None" = None,
+    samples: Samples | None = None,
     include_path: Path | None = None,
     apply_chat_template: bool = True,
     max_gen_toks: int | None = None,
     revision: str | None = None,
     device: str | None = None,
+    push: bool = True,
     out_dir: Path | None = None,
     identity: Mapping[str, Any] | None = None,
     results_path: Path | None = None,
 ) -> EvaluationResult:
     """Evaluates a checkpoint folder or Hub id on named tasks, groups or tags.
 
-    few_shot: number of examples in the prompt; None takes each task's own default, a task that fixes 0 keeps it.
-    limit: only the first so many items of a task. max_gen_toks: replaces the tasks' number of new tokens.
-    device: default cuda if there is one, else cpu; weights are float32 on the CPU, as saved on a GPU.
+    posing: how items are put, all of it; or, for what is asked most, few_shot, apply_chat_template and max_gen_toks.
+    limit: only the first so many items of a task.
+    backend: `hf` computes here; `service` asks the policy endpoint at `service_url`, which is given the checkpoint's
+    weights if it holds others, unless `push` is false; `vllm` starts such an endpoint in vLLM's environment.
+    device: of `hf`; default cuda if there is one, else cpu.
     best_of: instead of one greedy answer, the best of n samples of a policy service that holds this checkpoint;
     generation tasks only, under the backend `best_of_<n>`. `identity` should then tell apart what picks, too.
+    samples: instead of one greedy answer, several, told by pass@k and maj@k; generation tasks only.
     out_dir: writes `<task>.jsonl`, an object an item. results_path: appends one row a task to that results store;
     `identity` is merged into the rows and must then hold "fingerprint".
 
     RequestError for a wrong request: unknown task or backend, no items, no checkpoint or tokenizer, missing data, a
-    task that asks for likelihoods with `best_of`.
+    task that asks for likelihoods with `best_of` or `samples`.
     """
     started = time.monotonic()
-    _check(few_shot, limit, batch_size, backend, max_gen_toks, results_path, identity)
-    with quiet():
+    posing = posing or Posing(few_shot, apply_chat_template, max_gen_toks=max_gen_toks)
+    _check(limit, batch_size, backend, service_url, best_of, samples, results_path, identity)
+    with quiet(), ExitStack() as stack:
         from lm_eval import evaluator
 
         loaded = load_tasks(tasks, include_path)
-        if best_of is not None:
-            refuse_likelihood_tasks(loaded["tasks"])
+        if best_of is not None or samples is not None:
+            refuse_likelihood_tasks(loaded["tasks"], "a sampled answer" if samples else "best of n")
         for task in loaded["tasks"].values():
-            _configure(task, few_shot, max_gen_toks)
-        model = _model(str(checkpoint), batch_size, device, revision, best_of)
+            _configure(task, posing, samples)
+        service = stack.enter_context(_service(backend, str(checkpoint), service_url, push, posing.dtype))
+        model = _model(str(checkpoint), batch_size, device, revision, best_of, service, posing.dtype)
+        model.samples = samples
         raw = evaluator.evaluate(
             lm=model,
             task_dict=loaded,
             limit=limit,
             log_samples=True,
-            apply_chat_template=apply_chat_template,
-            fewshot_as_multiturn=apply_chat_template,
+            apply_chat_template=posing.apply_chat_template,
+            fewshot_as_multiturn=posing.as_turns,
         )
-    label = backend_label(best_of.backend if best_of else backend, apply_chat_template, max_gen_toks)
+    label = posing.label(best_of.backend if best_of else backend) + (f", {samples.label}" if samples else "")
     results = {
         name: read_task(name, task, raw, limit, label, model.finish_reasons) for name, task in loaded["tasks"].items()
     }
+    if samples is not None:
+        results = {
+            name: with_samples(result, loaded["tasks"][name], raw, samples, model.sample_reasons)
+            for name, result in results.items()
+        }
     for name, group in loaded["groups"].items():
         results[name] = read_group(name, group, raw, limit, label, results)
     result = EvaluationResult(
@@ -99,59 +116,79 @@ def evaluate(
 
 def backend_label(backend: str, apply_chat_template: bool = True, max_gen_toks: int | None = None) -> str:
     """The backend part of a result's key: its name, and what departs from the standard evaluation."""
-    parts = [backend]
-    if not apply_chat_template:
-        parts.append("no chat template")
-    if max_gen_toks is not None:
-        parts.append(f"max_gen_toks {max_gen_toks}")
-    return ", ".join(parts)
+    return Posing(apply_chat_template=apply_chat_template, max_gen_toks=max_gen_toks).label(backend)
 
 
 def _check(
-    few_shot: int | None,
     limit: int | None,
     batch_size: int,
     backend: str,
-    max_gen_toks: int | None,
+    service_url: str | None,
+    best_of: "BestOf | None",
+    samples: Samples | None,
     results_path: Path | None,
     identity: Mapping[str, Any] | None,
 ) -> None:
     if backend not in BACKENDS:
         raise RequestError(f"unknown backend '{backend}' {suggest(backend, BACKENDS)}")
+    if backend == "service" and service_url is None:
+        raise RequestError("--backend service asks a policy endpoint; give its address by --policy-url")
+    if best_of is not None and (samples is not None or backend != "hf"):
+        raise RequestError("--best-of samples by itself; leave --samples and --backend out")
     if limit is not None and limit < 1:
         raise RequestError(f"--limit {limit} leaves no items; give 1 or more, or leave it out for all")
-    if few_shot is not None and few_shot < 0:
-        raise RequestError(f"--few-shot {few_shot} is negative; give 0 or more")
     if batch_size < 1:
         raise RequestError(f"--batch-size {batch_size} holds no item; give 1 or more")
-    if max_gen_toks is not None and max_gen_toks < 1:
-        raise RequestError(f"--max-gen-toks {max_gen_toks} generates nothing; give 1 or more")
     if results_path is not None and "fingerprint" not in (identity or {}):
         raise ValueError("rows of the results store need identity['fingerprint']")
 
 
-def _configure(task: Any, few_shot: int | None, max_gen_toks: int | None) -> None:
+def _configure(task: Any, posing: Posing, samples: Samples | None) -> None:
     """What lm-eval's simple_evaluate does between loading and running."""
     default = task.get_config("num_fewshot")
-    if few_shot is not None and default != 0:
-        task.set_config(key="num_fewshot", value=few_shot)
+    if posing.few_shot is not None and default != 0:
+        task.set_config(key="num_fewshot", value=posing.few_shot)
     elif default is None:
         task.set_config(key="num_fewshot", value=0)
-    task.set_fewshot_seed(seed=FEW_SHOT_SEED)
-    if max_gen_toks is not None and task.OUTPUT_TYPE == "generate_until":
-        task.set_config(key="generation_kwargs", value={"max_gen_toks": max_gen_toks}, update=True)
+    task.set_fewshot_seed(seed=posing.few_shot_seed)
+    if posing.max_gen_toks is not None and task.OUTPUT_TYPE == "generate_until":
+        task.set_config(key="generation_kwargs", value={"max_gen_toks": posing.max_gen_toks}, update=True)
+    if samples is not None:
+        task.set_config(key="repeats", value=samples.n)
 
 
-def _model(checkpoint: str, batch_size: int, device: str | None, revision: str | None, best_of: "BestOf | None") -> Any:
+def _service(
+    backend: str, checkpoint: str, url: str | None, push: bool, dtype: str | None
+) -> AbstractContextManager["Service | None"]:
+    from posttrain.eval_harness.service_backend import running_service, vllm_service
+
+    if backend == "vllm":
+        return vllm_service(checkpoint, dtype)
+    return nullcontext() if url is None or backend == "hf" else running_service(url, checkpoint if push else None)
+
+
+def _model(
+    checkpoint: str,
+    batch_size: int,
+    device: str | None,
+    revision: str | None,
+    best_of: "BestOf | None",
+    service: "Service | None",
+    dtype: str | None,
+) -> Any:
     import torch
 
     from posttrain.eval_harness.best_of_n import BestOfLM
     from posttrain.eval_harness.model import CheckpointLM
+    from posttrain.eval_harness.service_lm import ServiceLM
 
     if best_of is not None:
         return BestOfLM(checkpoint, batch_size, revision, best_of)
+    if service is not None:
+        return ServiceLM(checkpoint, batch_size, revision, service)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return CheckpointLM(checkpoint, batch_size, device, torch.float32 if device == "cpu" else "auto", revision)
+    precision = getattr(torch, dtype) if dtype else torch.float32 if device == "cpu" else "auto"
+    return CheckpointLM(checkpoint, batch_size, device, precision, revision)
 
 
 def _requested(tasks: Sequence[str], loaded: Mapping[str, Any]) -> tuple[str, ...]:

@@ -32,13 +32,13 @@ def generation_tasks(names: Sequence[str], include_path: Path | None = None) -> 
     return [name for name, entries in tasks.items() if entries and all(map(_generates, entries))]
 
 
-def refuse_likelihood_tasks(tasks: Mapping[str, Any]) -> None:
+def refuse_likelihood_tasks(tasks: Mapping[str, Any], who: str = "best of n") -> None:
     """RequestError when one of lm-eval's loaded tasks, by name, is not a generation task."""
     others = {name: task.OUTPUT_TYPE for name, task in tasks.items() if task.OUTPUT_TYPE != GENERATION}
     if others:
         name, kind = next(iter(others.items()))
         raise RequestError(
-            f"best of n has no likelihoods, which {len(others)} of {len(tasks)} tasks ask for: {name} is a "
+            f"{who} has no likelihoods, which {len(others)} of {len(tasks)} tasks ask for: {name} is a "
             f"{kind} task; name tasks that generate an answer, such as nano_problems, gsm8k, ifeval"
         )
 

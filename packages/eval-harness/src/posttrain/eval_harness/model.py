@@ -7,7 +7,7 @@ these settings (temperature, repetition penalty) do not enter. What the prompts 
 reason is kept. Prompts that do not fit the context are cut on the left as HFLM does, and counted.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,12 +20,14 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from posttrain.core.errors import RequestError
+from posttrain.core.seeds import derive_seed
 from posttrain.core.wire import FinishReason
 from posttrain.data.chat import load_tokenizer
 from posttrain.eval_harness.column_cache import ColumnCache
-from posttrain.eval_harness.decoding import LOOK_EVERY, decode
+from posttrain.eval_harness.decoding import LOOK_EVERY, Draws, decode
 from posttrain.eval_harness.late_progress import LateProgress
 from posttrain.eval_harness.passes import common_prefix, computes_in_parts, prefill
+from posttrain.eval_harness.samples import Samples
 from posttrain.eval_harness.scoring import Pair, score
 
 
@@ -41,10 +43,14 @@ class Limits:
     """Tokens left for a prompt."""
 
     @property
-    def greedy(self) -> bool:
-        """Whether the likeliest token is all that is asked for."""
-        others = self.settings.keys() - {"do_sample", "temperature"}
-        return not self.settings.get("do_sample") and not others
+    def plain(self) -> bool:
+        """Whether a temperature is all that is said of sampling."""
+        return self.settings.keys() <= {"do_sample", "temperature"}
+
+    @property
+    def temperature(self) -> float:
+        """0 takes the likeliest token."""
+        return float(self.settings.get("temperature", 1.0)) if self.settings.get("do_sample") else 0.0
 
 
 Shared = tuple[tuple[int, ...], ColumnCache]
@@ -57,6 +63,7 @@ class CheckpointLM(HFLM):
     def __init__(
         self, checkpoint: str, batch_size: int, device: str, dtype: torch.dtype | str, revision: str | None
     ) -> None:
+        """`dtype`: a torch dtype or "auto", the saved one."""
         tokenizer = load_tokenizer(checkpoint, revision)
         model = _load_model(checkpoint, dtype, revision).to(device)
         ends = _end_tokens(model, tokenizer.eos_token_id)
@@ -65,10 +72,15 @@ class CheckpointLM(HFLM):
         self.end_tokens = frozenset(ends)
         self.finish_reasons: dict[tuple[str, int], str] = {}
         """"stop" or "length" by task and item number, of the item's last generation."""
+        self.samples: Samples | None = None
+        """How answers are sampled, in place of what tasks say; None as they say."""
+        self.sample_reasons: dict[tuple[str, int], list[str]] = defaultdict(list)
+        """As `finish_reasons`, of all generations."""
         self.prompts_cut: dict[str, int] = defaultdict(int)
         """How many requests of a task were cut on the left to fit the context."""
         self._progress = LateProgress()
         self._task = ""
+        self._asked: Counter[tuple[str, int]] = Counter()
 
     @cached_property
     def in_parts(self) -> bool:
@@ -100,7 +112,7 @@ class CheckpointLM(HFLM):
 
     def _shared(self, limits: Limits, prompts: Sequence[list[int]]) -> Shared | None:
         """What all prompts that fit begin with, computed; None when stock generation has to do."""
-        if not limits.greedy or not self.in_parts:
+        if not limits.plain or not self.in_parts:
             return None
         prefix = common_prefix([prompt for prompt in prompts if len(prompt) <= limits.room])
         with torch.inference_mode():
@@ -110,7 +122,8 @@ class CheckpointLM(HFLM):
         self, requests: Sequence[Any], prompts: Sequence[list[int]], limits: Limits, shared: Shared | None
     ) -> list[str]:
         if shared is not None:
-            tokens = self._decode(prompts, limits, shared)
+            draws = Draws(limits.temperature, [self.seed_of(request) for request in requests])
+            tokens = self._decode(prompts, limits, shared, draws if limits.temperature else None)
         else:
             padded = self.tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt")
             output = self._model_generate(
@@ -124,11 +137,23 @@ class CheckpointLM(HFLM):
         answers = []
         for request, generated in zip(requests, tokens, strict=True):
             answer, reason = self._answer(generated, limits.stops)
-            self.finish_reasons[request.task_name, request.doc_id] = reason
+            self._note_reason(request, reason)
             answers.append(answer)
         return answers
 
-    def _decode(self, prompts: Sequence[list[int]], limits: Limits, shared: Shared) -> list[list[int]]:
+    def seed_of(self, request: Any) -> int:
+        """Of a sample: by item, and by how often it has been asked, since some tasks take several answers of one."""
+        item = (request.task_name, request.doc_id)
+        self._asked[item] += 1
+        return derive_seed(self.samples.seed if self.samples else 0, "sample", *item, self._asked[item])
+
+    def _note_reason(self, request: Any, reason: str) -> None:
+        self.finish_reasons[request.task_name, request.doc_id] = reason
+        self.sample_reasons[request.task_name, request.doc_id].append(reason)
+
+    def _decode(
+        self, prompts: Sequence[list[int]], limits: Limits, shared: Shared, draws: Draws | None
+    ) -> list[list[int]]:
         prefix, cache = shared
         begun = len(prefix)
         if any(tuple(prompt[:begun]) != prefix for prompt in prompts):  # one was cut on the left
@@ -141,7 +166,7 @@ class CheckpointLM(HFLM):
                 return [False] * len(rows)
             return [any(stop in text for stop in looked_for) for text in self.tokenizer.batch_decode(rows)]
 
-        return decode(self.model, cache, suffixes, limits.new_tokens, self.end_tokens, ended)
+        return decode(self.model, cache, suffixes, limits.new_tokens, self.end_tokens, ended, draws)
 
     def _limits(self, requests: Sequence[Any], prompts: Sequence[list[int]]) -> Limits:
         """What requests of one kind share; counts the prompts that are longer than there is room."""
@@ -150,6 +175,7 @@ class CheckpointLM(HFLM):
             settings.pop("until", None), eos=self.tok_decode(self.eot_token_id, skip_special_tokens=False)
         )
         new_tokens = settings.pop("max_gen_toks")
+        sampling = {"do_sample": True, "temperature": self.samples.temperature} if self.samples else dict(settings)
         room = self.max_length - new_tokens
         if room <= 0:
             raise RequestError(
@@ -158,7 +184,7 @@ class CheckpointLM(HFLM):
             )
         for request, prompt in zip(requests, prompts, strict=True):
             self.prompts_cut[request.task_name] += len(prompt) > room
-        return Limits(dict(settings), stops, new_tokens, room)
+        return Limits(sampling, stops, new_tokens, room)
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **settings: Any) -> torch.Tensor:
         if not settings.get("do_sample"):
@@ -198,16 +224,27 @@ class CheckpointLM(HFLM):
 
     def _loglikelihood_tokens(self, requests: list[Any], disable_tqdm: bool = False, **options: Any) -> list[Any]:
         for _, _, tokens in requests:
-            if len(tokens) > self.max_length:
+            if len(tokens) > self._longest:
                 raise RequestError(
                     f"task {self._task}: '{self.tok_decode(tokens)[:60]}…' has {len(tokens)} tokens and the model's "
                     f"context is {self.max_length}; take a model with a longer one"
                 )
-        too_long = sum(len(prompt) + len(tokens) > self.max_length + 1 for _, prompt, tokens in requests)
+        too_long = sum(len(prompt) + len(tokens) > self._longest + 1 for _, prompt, tokens in requests)
         self.prompts_cut[self._task] += too_long
+        return self._likelihoods(requests, options.get("override_bs") or self.batch_size)
+
+    @property
+    def _longest(self) -> int:
+        """Most tokens of a context and a continuation but one."""
+        return int(self.max_length)
+
+    def _likelihoods(self, requests: list[Any], batch_size: int) -> list[tuple[float, bool]]:
+        """Log-likelihood and greediness of (texts, context ids, continuation ids)."""
         if not self.in_parts:
-            return super()._loglikelihood_tokens(requests, disable_tqdm=True, **options)
-        batch_size = options.get("override_bs") or self.batch_size
+            scored: list[tuple[float, bool]] = super()._loglikelihood_tokens(
+                requests, disable_tqdm=True, override_bs=batch_size
+            )
+            return scored
         return score(self.model, [self._cut(*request[1:]) for request in requests], batch_size, self._progress.advance)
 
     def _cut(self, prompt: list[int], tokens: list[int]) -> Pair:
