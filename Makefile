@@ -9,6 +9,7 @@ SEEDS    ?= 0
 ARGS     ?=
 WORKERS  ?= 2
 SERVE    ?= policy
+CHAT     ?= nano
 
 VENV     := .venv
 BIN      := $(VENV)/bin
@@ -27,7 +28,7 @@ PYTEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadf
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm peer-vllm train compare judge tune serve test test-fast test-slow lint types check-imports bench bench-check bench-plot bench-faults bench-gpu wheels nano-base constraints clean
+.PHONY: help setup vllm peer-vllm train compare judge tune serve chat test test-fast test-slow lint types check-imports bench bench-check bench-plot bench-faults bench-gpu wheels nano-base constraints clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -80,6 +81,9 @@ tune: $(READY) ## Try METHOD's grid on the validation split; the choice goes int
 
 serve: $(READY) ## Serve SERVE=policy, reward or judge in the foreground (ARGS="CHECKPOINT --port …").
 	posttrain serve $(SERVE) $(ARGS)
+
+chat: $(READY) ## Talk to CHAT=nano, a checkpoint, a run's fingerprint or a URL (ARGS="SECOND --web …").
+	posttrain chat $(CHAT) $(ARGS)
 
 test: $(READY) ## Run the default tests (ARGS="-k …").
 	$(PYTEST) $(ARGS)

@@ -13,9 +13,10 @@ class FakeServer(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, reply, pause=0.0, models=("fake",)):
+    def __init__(self, reply, pause=0.0, models=("fake",), contract=None):
         super().__init__(("127.0.0.1", 0), Handler)
         self.reply, self.pause, self.models = reply, pause, models
+        self.contract = contract  # what a service of ours says that it speaks
         self.asked, self.headers_seen = [], []
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
@@ -32,6 +33,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
+        if self.server.contract:
+            self.send_header("X-Posttrain-Contract", self.server.contract)
         self.end_headers()
         self.wfile.write(body)
 

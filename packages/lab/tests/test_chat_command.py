@@ -163,6 +163,13 @@ def test_a_model_is_chosen_by_name(monkeypatch, capsys):
     assert "did you mean 'large'?" in err
 
 
+def test_of_a_policy_service_the_weights_of_the_moment_answer(monkeypatch, capsys):
+    with serving(parrot, models=("policy@3",), contract="1") as server:
+        assert chat(monkeypatch, capsys, ["one"], server.url)[0] == 0
+        assert chat(monkeypatch, capsys, ["one"], server.url, "--model", "policy@3")[0] == 0
+    assert [asked["model"] for asked in server.asked] == ["policy", "policy@3"]
+
+
 def test_a_folder_without_a_chat_template_is_refused_before_a_service_starts(monkeypatch, capsys, tmp_path):
     folder = tmp_path / "base"
     folder.mkdir()

@@ -50,8 +50,8 @@ def a_vote(vote="A", **changed):
         "kind": "chat",
         "vote": vote,
         "answers": [
-            {"model": "ours", "content": "four", "finish_reason": "stop"},
-            {"model": "theirs", "content": "five", "finish_reason": "length"},
+            {"model": "ours", "served_as": "policy@0", "content": "four", "finish_reason": "stop"},
+            {"model": "theirs", "served_as": "fake", "content": "five", "finish_reason": "length"},
         ],
         "temperature": 0.7,
         "voted_at": "2026-01-01T00:00:00.000Z",

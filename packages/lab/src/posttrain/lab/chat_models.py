@@ -18,7 +18,7 @@ from posttrain.core.errors import RequestError
 from posttrain.core.supervised import SupervisedService
 from posttrain.lab.models import NANO, resolve_model
 from posttrain.lab.runs_command import one_run
-from posttrain.llm_judge.endpoints import Endpoint, find_endpoint, is_url
+from posttrain.llm_judge.endpoints import OUR_KEY_VARIABLE, Endpoint, find_endpoint, is_url
 from posttrain.rollout.checkpoint import refuse_unservable
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{6,64}")
@@ -30,7 +30,7 @@ class ChatModel:
     """One model that can be asked."""
 
     label: str
-    """What people read: `nano`, `ppo 20b8ac5e7a67`, `policy@3 at 127.0.0.1:8001`."""
+    """What people read: `nano`, `ppo 20b8ac5e7a67`, `policy at 127.0.0.1:8001`."""
     endpoint: Endpoint
 
 
@@ -68,7 +68,7 @@ class ChatModels:
         RequestError for what is no model or cannot chat, WorkError where the server or the service does not answer.
         """
         if is_url(named):
-            endpoint = find_endpoint(named, model)
+            endpoint = _current(find_endpoint(named, model), model)
             return ChatModel(f"{endpoint.model} at {httpx.URL(endpoint.base_url).netloc.decode()}", endpoint)
         if model is not None:
             raise RequestError(f"--model chooses among the models of a URL; {named} is a checkpoint")
@@ -81,6 +81,15 @@ class ChatModels:
             self._stack.callback(log.unlink, missing_ok=True)  # it stays where the service did not start
             self._served[folder] = find_endpoint(url)
         return ChatModel(label, self._served[folder])
+
+
+def _current(endpoint: Endpoint, named: str | None) -> Endpoint:
+    """Of a policy service the model itself instead of the version that it has now, unless that one was named: weights
+    may be pushed while somebody talks to it, and versions are served one at a time."""
+    name, at, _ = endpoint.model.partition("@")
+    if endpoint.key_variable != OUR_KEY_VARIABLE or not at or named == endpoint.model:
+        return endpoint
+    return replace(endpoint, model=name, digest=None)
 
 
 def distinct(models: list[ChatModel]) -> list[ChatModel]:

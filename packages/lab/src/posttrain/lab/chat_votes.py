@@ -30,6 +30,8 @@ class Shown(_Row):
     """One of the two answers, by the label of the model that gave it."""
 
     model: Annotated[str, Field(max_length=400)]
+    served_as: Annotated[str, Field(max_length=400)]
+    """The server's own name for it, with the version of a policy service: `policy@3`."""
     content: Text
     finish_reason: Literal["stop", "length"]
 
@@ -62,7 +64,7 @@ class Vote(_Row):
 
 
 def store_vote(path: Path, vote: Vote, weights: dict[str, str | None]) -> None:
-    """Appends a vote, on the disk when it returns; `weights` are the digests of the models by label."""
+    """Appends a vote, on the disk when it returns; `weights` are the models' digests by label, None where not known."""
     digests: dict[str, Any] = {answer.model: weights.get(answer.model) for answer in vote.answers}
     append_durably(path, vote.model_dump() | {"weights": digests})
 

@@ -232,8 +232,8 @@ async function castVote(vote) {
   const turn = state.open;
   if (!turn || turn.casting) return;
   turn.casting = true;
-  const answers = turn.answers.map(({ text, finishReason }, place) => {
-    return { model: nameOf(turn.shown[place]), content: text, finish_reason: finishReason };
+  const answers = turn.answers.map(({ text, finishReason, model }, place) => {
+    return { model: nameOf(turn.shown[place]), served_as: model, content: text, finish_reason: finishReason };
   });
   const row = preferenceRow(turn.prompt, answers, vote, turn.temperature);
   try {

@@ -3,7 +3,7 @@
 
 const PLACES = { A: 0, B: 1 };
 
-// `answers`: what stood at A and at B, each {model, content, finish_reason}. `vote`: "A", "B" or "tie".
+// `answers`: what stood at A and at B, each {model, served_as, content, finish_reason}. `vote`: "A", "B" or "tie".
 export function preferenceRow(prompt, answers, vote, temperature) {
   const tie = vote === "tie";
   return {
