@@ -28,7 +28,7 @@ PYTEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadf
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm peer-vllm train compare judge tune serve chat test test-fast test-slow lint types check-imports bench bench-check bench-plot bench-faults bench-gpu wheels nano-base constraints clean
+.PHONY: help setup vllm peer-vllm train compare judge tune serve chat test test-fast test-slow lint types check-imports bench bench-check bench-plot bench-faults bench-gpu gpu-check wheels nano-base constraints clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -118,6 +118,9 @@ bench-faults: $(READY) ## Load, mutated requests, hostile completions, killed se
 
 bench-gpu: $(READY) ## Measure training, rollouts and scoring on the GPU of this machine and store it (ARGS=--tiny without one).
 	python -m benchmarks.gpu $(ARGS)
+
+gpu-check: $(READY) ## Run SFT, DPO, RM, PPO and GRPO on this machine's GPU and record memory beside the plan's (ARGS=--cpu without one).
+	python -m benchmarks.gpu.check $(ARGS)
 
 wheels: $(READY) ## Build the wheel of every package into dist/.
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist $(wildcard packages/*)

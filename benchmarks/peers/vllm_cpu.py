@@ -26,9 +26,8 @@ from benchmarks.side_by_side import alternate, best_of_two, report
 from benchmarks.workloads import random_prompts, thread_counts
 from posttrain.core.clients import PolicyClient
 from posttrain.core.serving import free_port
-from posttrain.core.supervised import SupervisedService
+from posttrain.core.supervised import SupervisedService, vllm_python
 from posttrain.data import nano
-from posttrain.lab.services import vllm_python
 
 READY_SECONDS = 300.0
 CACHE_BYTES = 1 << 30
