@@ -103,3 +103,11 @@ def test_definition_leaves_operational_settings_out():
 def test_settings_do_not_change():
     with pytest.raises(ValueError, match="frozen"):
         Inner().steps = 4
+
+
+def test_override_of_a_section_leaves_those_that_a_yaml_alias_made_of_it(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("grpo: &group {steps: 100, data: [{rows: 1}]}\nrloo: *group\n")
+    changed = apply_overrides(read_yaml(path), ["grpo.steps=2"])
+    assert (changed["grpo"]["steps"], changed["rloo"]["steps"]) == (2, 100)
+    assert changed["grpo"]["data"] is not changed["rloo"]["data"]

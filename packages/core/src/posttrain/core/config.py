@@ -65,7 +65,7 @@ def parse_overrides(overrides: Iterable[str]) -> list[tuple[list[str], Any]]:
 
 def apply_overrides(mapping: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """A copy of `mapping` with each dotted `key=value` put in; missing sections are created, typos fail validation."""
-    result = deepcopy(dict(mapping))
+    result: dict[str, Any] = _apart(mapping)
     for keys, value in parse_overrides(overrides):
         place = result
         for depth, key in enumerate(keys[:-1], start=1):
@@ -78,6 +78,13 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Iterable[str]) -> dic
             place = inner
         place[keys[-1]] = value
     return result
+
+
+def _apart(value: Any) -> Any:
+    """A copy in which no section is another one too, as a YAML alias makes them: an override is for its own alone."""
+    if isinstance(value, Mapping):
+        return {key: _apart(inner) for key, inner in value.items()}
+    return [_apart(inner) for inner in value] if isinstance(value, list) else deepcopy(value)
 
 
 def validate(cls: type[SettingsT], mapping: Any, where: str) -> SettingsT:
