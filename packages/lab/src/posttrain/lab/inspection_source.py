@@ -114,5 +114,9 @@ def _tokenizer_and_context(recipe: Recipe) -> tuple[PreTrainedTokenizerFast, int
     if model == NANO or is_random(model) or Path(model).is_dir():
         model, revision = str(resolve_model(model, revision).folder), None
     tokenizer = load_tokenizer(model, revision)
-    config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise RequestError(f"model '{recipe.model}' has no configuration that could be read: {reason}") from error
     return tokenizer, int(getattr(config, "max_position_embeddings", tokenizer.model_max_length))
