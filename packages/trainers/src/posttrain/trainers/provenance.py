@@ -13,7 +13,9 @@ import psutil
 
 from posttrain.core.commits import git_commit
 
-PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "numpy")
+PACKAGES = (
+    "torch", "transformers", "trl", "accelerate", "peft", "bitsandbytes", "liger-kernel", "datasets", "tokenizers", "numpy",
+)  # fmt: skip
 
 
 def environment(threads: int | None) -> dict[str, Any]:
