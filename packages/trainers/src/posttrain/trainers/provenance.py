@@ -14,7 +14,8 @@ import psutil
 from posttrain.core.commits import git_commit
 
 PACKAGES = (
-    "torch", "transformers", "trl", "accelerate", "peft", "bitsandbytes", "liger-kernel", "datasets", "tokenizers", "numpy",
+    "torch", "transformers", "trl", "accelerate", "peft", "bitsandbytes", "liger-kernel", "datasets", "tokenizers",
+    "numpy",
 )  # fmt: skip
 
 
