@@ -28,7 +28,7 @@ PYTEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadf
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm peer-vllm train compare judge tune serve chat test test-fast test-slow lint types check-imports bench bench-check bench-plot bench-faults bench-gpu gpu-check wheels nano-base constraints clean
+.PHONY: help setup vllm peer-vllm train compare judge tune serve chat test test-fast test-slow recipes-check lint types check-imports bench bench-check bench-plot bench-faults bench-gpu gpu-check wheels nano-base constraints clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -93,6 +93,9 @@ test-fast: $(READY) ## Run the tests that start no server and train nothing (a m
 
 test-slow: $(READY) ## Run the tests marked slow.
 	$(PYTEST) -m 'slow and not container and not gpu and not peer' --timeout 1800 $(ARGS)
+
+recipes-check: $(READY) ## Run every stage of every shipped recipe on an untrained model of two layers, a few steps each (minutes).
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_recipes.py -m 'slow or not slow' --timeout 1800 $(ARGS)
 
 lint: $(READY) ## Check style and format with ruff.
 	ruff check .

@@ -29,7 +29,7 @@ SHIPPED = {
     "trainers": [],
     "eval-harness": ["tasks/"],
     "llm-judge": ["templates/alpaca.yaml"],
-    "lab": ["recipes/nano.yaml", "recipes/gsm8k.yaml"],
+    "lab": [f"recipes/{name}.yaml" for name in ("nano", "gsm8k", "qwen2.5-0.5b", "simpo-onpolicy")],
 }
 """Files besides Python that a wheel has to hold, below its module; a folder stands for any file in it."""
 

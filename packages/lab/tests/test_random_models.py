@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.core.errors import RequestError
@@ -96,3 +97,13 @@ def test_kind_of_model_that_is_not_counted_is_refused():
 def test_config_of_the_folder_says_the_shape():
     folder = random_model("random:qwen2-tiny")
     assert shape_of(read_json(folder / "config.json"), "here") == shape_of(TINY, "here")
+
+
+def test_answers_end_after_a_dozen_tokens_so_that_there_are_finished_ones_to_compare():
+    folder = random_model("random:qwen2-tiny")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = torch.randint(0, 1000, (8, 32), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ends = model(ids).logits.softmax(-1)[:, :, tokenizer.eos_token_id]
+    assert 1 / 40 < ends.mean() < 1 / 4
+    assert ends.min() > 1 / 400

@@ -133,7 +133,8 @@ def test_every_arm_of_gsm8k_can_be_tuned_around_its_own_settings():
         arm, trials = recipe.arm(name), trials_of(recipe, name, None, 0.5)
         assert len(trials) == 4
         assert {key: getattr(arm.settings, key) for key in arm.grid} == dict(trials[0].values)
-        assert all(trial.values.get("lr", 0) < 1e-5 for trial in trials)
+        # Ten times the papers' rates, for an adapter.
+        assert all(1e-6 < trial.values.get("lr", 1e-5) < 1e-4 for trial in trials)
 
 
 def tuning(folder: Path, name: str = "dpo", *overrides: str, seed: int = 0, length: float = 0.5) -> ArmTuning:

@@ -1,10 +1,11 @@
 """`random:NAME`: a checkpoint of real architecture and random weights, made here, so that a recipe runs without a Hub.
 
 Deterministic by name and version, made once and kept in the user's cache; nano's tokenizer with its chat template,
-padded to the model's vocabulary (rows that no token has, as Qwen2.5's own has some). It has learnt nothing: what a
-run of it shows is that every stage works, never how well.
+padded to the model's vocabulary (rows that no token has, as Qwen2.5's own has some). It has learnt nothing, but that an
+answer ends: what a run of it shows is that every stage works, never how well.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +19,10 @@ from posttrain.core.seeds import derive_seed
 from posttrain.lab.model_shapes import KNOWN
 
 PREFIX = "random:"
-VERSION = 1
+VERSION = 2
 """Raised when the same name gives other weights."""
+LENGTH = 12
+"""Tokens of an answer, about: short, so that a stage takes seconds."""
 
 TINY: Mapping[str, Any] = {
     "model_type": "qwen2",
@@ -85,6 +88,22 @@ def _make(config: Mapping[str, Any], folder: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(0, PREFIX, folder.name))
         model = AutoModelForCausalLM.from_config(settings, dtype=getattr(torch, config["dtype"]))
+    _end_answers(model, tokenizer.eos_token_id)
     with quiet(), atomic_directory(folder) as new:
         model.save_pretrained(new, safe_serialization=True)
         tokenizer.save_pretrained(new)
+
+
+def _end_answers(model: Any, end: int) -> None:
+    """Gives the end token a probability of about 1/LENGTH everywhere: all embeddings get a common direction u, so that
+    hidden states have one too, and the end token more of it. Without finished answers there are no pairs of them."""
+    import torch
+
+    weight = model.get_output_embeddings().weight.data
+    common = torch.zeros(weight.shape[1], dtype=weight.dtype)
+    common[0] = 1.0
+    size = weight.float().norm(dim=1).mean().item()
+    for matrix in {m.data_ptr(): m for m in (model.get_input_embeddings().weight.data, weight)}.values():
+        matrix += size * common
+    # A hidden state has the length √h after its norm, and of that, as measured, .45 along u.
+    weight[end] += math.log(weight.shape[0] / LENGTH) / (0.45 * math.sqrt(weight.shape[1])) * common
