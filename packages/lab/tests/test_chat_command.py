@@ -183,6 +183,13 @@ def test_a_folder_without_a_chat_template_is_refused_before_a_service_starts(mon
     assert "has no chat template" in err
 
 
+def test_a_state_folder_that_cannot_be_made_is_one_line(monkeypatch, capsys, tmp_path):
+    (tmp_path / "state").write_text("a file")
+    status, _, err = chat(monkeypatch, capsys, ["one"], "nano")
+    assert status == 1
+    assert f"cannot write {tmp_path / 'state'}" in err
+
+
 def test_a_reward_model_is_no_one_to_talk_to(monkeypatch, capsys, tmp_path):
     (tmp_path / "config.json").write_text('{"architectures": ["Qwen2ForSequenceClassification"]}')
     status, _, err = chat(monkeypatch, capsys, ["one"], str(tmp_path))

@@ -15,6 +15,7 @@ from types import TracebackType
 import httpx
 
 from posttrain.core.errors import RequestError
+from posttrain.core.files import disk_errors
 from posttrain.core.supervised import SupervisedService
 from posttrain.lab.models import NANO, resolve_model
 from posttrain.lab.runs_command import one_run
@@ -76,6 +77,8 @@ class ChatModels:
         if folder not in self._served:
             refuse_chatless(folder)
             log = state_folder() / "chat" / f"{re.sub(r'[^A-Za-z0-9.]+', '-', label)}-{os.getpid()}.log"
+            with disk_errors(log):
+                log.parent.mkdir(parents=True, exist_ok=True)
             service = SupervisedService("policy", ["policy", str(folder), *self._threads], log)
             url = self._stack.enter_context(service).url
             self._stack.callback(log.unlink, missing_ok=True)  # it stays where the service did not start

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from posttrain.core.errors import PosttrainError, RequestError, suggest
-from posttrain.core.files import write_jsonl
+from posttrain.core.files import disk_errors, write_jsonl
 from posttrain.lab.chat_conversation import Conversation
 from posttrain.lab.chat_models import ChatModel
 from posttrain.lab.chat_screen import Screen
@@ -190,8 +190,9 @@ def typed_lines(history: Path) -> Iterator[str]:
         except EOFError:
             print()
             return
-        history.parent.mkdir(parents=True, exist_ok=True)
-        history.touch(mode=0o600)
-        readline.write_history_file(history)
-        history.chmod(0o600)
+        with disk_errors(history):
+            history.parent.mkdir(parents=True, exist_ok=True)
+            history.touch(mode=0o600)
+            readline.write_history_file(history)
+            history.chmod(0o600)
         yield line
