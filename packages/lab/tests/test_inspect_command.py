@@ -134,6 +134,20 @@ def test_prompts_are_shown_with_their_reference_and_train_nothing(recipe, capsys
     assert "".join(rows[0]["parts"][0]["tokens"]).endswith("<|im_start|>assistant\n")
 
 
+@pytest.mark.parametrize(
+    ("source", "limits"),
+    [
+        ("prompts", {"ppo": 1024 - 64}),
+        ("measured", {"evaluation": 1024 - 96}),
+        ("preference_prompts", {"preferences": 1024 - 64}),
+    ],
+)
+def test_prompts_have_the_room_that_their_reader_leaves(capsys, source, limits):
+    few = ["--source", source, "--rows", "0", "--audit", "2", "--jsonl", "--set", "compare=[ppo, best_of_n]"]
+    assert command(["data", "inspect", "nano", *few]) == 0
+    assert machine_rows(capsys)[1]["limits"] == limits
+
+
 def test_the_summary_is_over_the_audited_rows_and_the_output_over_the_shown(recipe, capsys):
     assert command(["data", "inspect", recipe, "--rows", "2", "--audit", "30", "--jsonl"]) == 0
     rows, told = machine_rows(capsys)

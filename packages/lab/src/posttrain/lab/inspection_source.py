@@ -76,10 +76,7 @@ def _look(
         kwise = getattr(recipe.arm("rm").settings, "loss", None) == "kwise"
         load = load_rankings if kwise else _pairs_as_rankings
         return limits, partial(_rows, load, inspect_ranking, tokenizer, limits)
-    limits = {}
-    for arm in recipe.compared():
-        if recipe.arm(arm).described.trains_on == "prompts":
-            limits[arm] = _prompt_limit(recipe.arm(arm).settings, context)
+    limits = _prompt_limits(recipe, name, context)
     return limits, partial(_rows, load_prompts, inspect_prompt, tokenizer, limits)
 
 
@@ -100,6 +97,20 @@ def _pairs_as_rankings(source: Source, seed: int) -> list[Any]:
 
 def _max_lengths(recipe: Recipe, methods: Sequence[str], context: int) -> Limits:
     return {method: min(context, getattr(recipe.arm(method).settings, "max_length", context)) for method in methods}
+
+
+def _prompt_limits(recipe: Recipe, name: str, context: int) -> Limits:
+    """By who samples answers to the prompts of this source."""
+    if name == "preference_prompts":
+        return {"preferences": _prompt_limit(recipe.arm("preferences").settings, context)}
+    if name == "measured":
+        return {"evaluation": context - recipe.evaluation.policy_max_tokens}
+    arms = {arm: recipe.arm(arm) for arm in recipe.compared()}
+    return {
+        name: _prompt_limit(arm.settings, context)
+        for name, arm in arms.items()
+        if arm.described.trains_on == "prompts" and arm.described.makes == "policy"
+    }
 
 
 def _prompt_limit(settings: Any, context: int) -> int:
