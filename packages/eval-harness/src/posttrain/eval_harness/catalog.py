@@ -39,13 +39,21 @@ def load_tasks(names: Sequence[str], include_path: Path | None = None) -> dict[s
     """
     if not names:
         raise RequestError(f"no task named; choose for example {','.join(NANO_TASKS)}")
-    manager = task_manager(names, include_path)
     try:
-        _read_from_mirror(manager, names)
-        return manager.load(list(dict.fromkeys(names)))
+        return mirrored_tasks(names, include_path).load(list(dict.fromkeys(names)))
     except (KeyError, ImportError, AttributeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise RequestError(f"tasks {','.join(names)} cannot be built: {type(error).__name__}: {reason}") from error
+
+
+def mirrored_tasks(names: Sequence[str], include_path: Path | None = None) -> "TaskManager":
+    """lm-eval's index with every task under `names` reading a local copy of its data where there is one.
+
+    For `simple_evaluate(task_manager=…)` as well: stock lm-eval then reads what we read.
+    """
+    manager = task_manager(names, include_path)
+    _read_from_mirror(manager, names)
+    return manager
 
 
 def check_tasks(names: Sequence[str], include_path: Path | None = None) -> None:
