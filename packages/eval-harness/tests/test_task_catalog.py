@@ -1,9 +1,11 @@
 """Claims about finding tasks: by name, by include path, from a local mirror, and what a wrong name is told."""
 
+import gzip
 import json
 import os
 from pathlib import Path
 
+import datasets
 import pytest
 
 from posttrain.core.errors import RequestError
@@ -218,6 +220,23 @@ def test_mmlu_subject_is_taken_out_of_the_config_all(mirror):
     assert {name: len(rows) for name, rows in splits.items()} == {"dev": 3, "test": 6}
     assert set(splits["test"]["subject"]) == {"virology"}
     assert read_mirror(folder, "astrology") is None
+
+
+@pytest.mark.parametrize("form", ["main/test.jsonl.gz", "main/test-00000-of-00001.parquet", "main/test.json"])
+def test_mirror_holds_any_form_of_file(form, tmp_path):
+    rows = [{"question": f"What is {n}?", "answer": f"#### {n}"} for n in range(3)]
+    file = tmp_path / form
+    file.parent.mkdir()
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if form.endswith("gz"):
+        file.write_bytes(gzip.compress(text.encode()))
+    elif form.endswith("parquet"):
+        datasets.Dataset.from_list(rows).to_parquet(str(file))
+    else:
+        file.write_text(json.dumps(rows))
+    splits = read_mirror(tmp_path, "main")
+    assert splits
+    assert {name: list(split) for name, split in splits.items()} == {"test": rows}
 
 
 def test_missing_dataset_is_one_line_with_the_place_to_put_it(monkeypatch):

@@ -1,8 +1,9 @@
 """lm-eval tasks that read a local copy of their Hub dataset when there is one.
 
-A task stays the stock one, prompt, filters and metric included; only where its rows come from changes. The copy has the
-Hub's layout: `$POSTTRAIN_DATA/<hub id>/<config>/<split>.jsonl`, the Hub's columns. A config that is not there is taken
-from one called `all` by its column `subject` (MMLU, whose 57 configurations are one file in the mirror).
+A task stays the stock one, prompt, filters and metric included; only where its rows come from changes. The copy lies
+under `$POSTTRAIN_DATA/<hub id>` in one of the layouts of posttrain.data.layout (`<config>/<split>.jsonl` or another
+suffix, or shards) with the Hub's columns. A config that is not there is taken from one called `all` by its column
+`subject` (MMLU, whose 57 configurations are one file in the mirror).
 """
 
 import os
@@ -13,7 +14,8 @@ import datasets
 from lm_eval.api.task import ConfigurableTask
 
 from posttrain.core.errors import RequestError
-from posttrain.core.files import read_jsonl
+from posttrain.data.layout import splits_in
+from posttrain.data.row_files import open_rows
 
 
 class LocalTask(ConfigurableTask):
@@ -52,23 +54,25 @@ def mirror_folder(hub_id: str | None) -> Path | None:
 
 def read_mirror(folder: Path, config: str | None) -> dict[str, datasets.Dataset] | None:
     """All splits of one config by name, or None when the mirror does not hold that config."""
-    exact = folder / (config or "default")
-    if exact.is_dir():
-        return {path.stem: datasets.Dataset.from_list(read_jsonl(path)) for path in sorted(exact.glob("*.jsonl"))}
+    there = splits_in(folder)
+    names = dict.fromkeys((config, "default") if config is None else (config,))
+    for name in names:
+        if found := {split: paths for (held, split), paths in there.items() if held == name}:
+            return {split: datasets.Dataset.from_list(list(open_rows(paths))) for split, paths in found.items()}
     splits = {}
-    for path in sorted((folder / "all").glob("*.jsonl")):
-        rows = [row for row in _rows(path) if row.get("subject") == config]
+    for (held, split), paths in there.items():
+        rows = [row for row in _rows(paths) if row.get("subject") == config] if held == "all" else []
         if rows:
-            splits[path.stem] = datasets.Dataset.from_list(rows)
+            splits[split] = datasets.Dataset.from_list(rows)
     return splits or None
 
 
-_PARSED: dict[tuple[Path, int], list[dict[str, Any]]] = {}
+_PARSED: dict[tuple[tuple[Path, int], ...], list[dict[str, Any]]] = {}
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of an `all` file, parsed once for the 57 tasks that each take their part."""
-    key = (path, path.stat().st_mtime_ns)
+def _rows(paths: tuple[Path, ...]) -> list[dict[str, Any]]:
+    """Rows of an `all` split, parsed once for the 57 tasks that each take their part."""
+    key = tuple((path, path.stat().st_mtime_ns) for path in paths)
     if key not in _PARSED:
-        _PARSED[key] = read_jsonl(path)
+        _PARSED[key] = list(open_rows(paths))
     return _PARSED[key]
