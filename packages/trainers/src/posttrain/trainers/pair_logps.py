@@ -15,11 +15,12 @@ from transformers import PreTrainedModel
 
 from posttrain.trainers.comparisons import Comparison
 from posttrain.trainers.forward import Layout, Rows, completion_logprobs
+from posttrain.trainers.logit_batches import logit_batches
 from posttrain.trainers.packed_attention import layout_for, read_packed
 from posttrain.trainers.padded_rows import PaddedRows
 
 BATCH = 64
-"""Pairs at once without gradients."""
+"""Pairs at once without gradients, fewer where their logits would be too many."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,10 @@ def all_pair_logps(
     model.eval()
     order = sorted(range(len(pairs)), key=lambda index: pairs[index].tokens)
     logps, lengths = torch.zeros(2, len(pairs)), torch.zeros(2, len(pairs), dtype=torch.long)
-    for start in range(0, len(order), BATCH):
-        chosen = order[start : start + BATCH]
+    vocabulary = model.config.get_text_config().vocab_size
+    positions = [sum(len(answer) for answer in pairs[index].answers) for index in order]
+    for batch in logit_batches(positions, vocabulary, BATCH):
+        chosen = order[batch.start : batch.stop]
         rows = pair_rows(layout, [as_pair(pairs[index]) for index in chosen], device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             found = pair_logps(model, rows)

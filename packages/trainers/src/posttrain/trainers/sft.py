@@ -22,6 +22,7 @@ from posttrain.data.sources import load_conversations
 from posttrain.trainers.adapters import save_trained
 from posttrain.trainers.demonstrations import IGNORED, Demonstrations, accounts, demonstrations
 from posttrain.trainers.held_out import split_held_out
+from posttrain.trainers.logit_batches import logit_batches
 from posttrain.trainers.offline import OfflineSettings
 from posttrain.trainers.offline_inputs import load_start
 from posttrain.trainers.quiet import quiet
@@ -142,15 +143,17 @@ def held_out_loss(
 ) -> dict[str, float]:
     """Mean negative log-likelihood an assistant token (nats) over all of `data`, and its exponential.
 
-    Leaves the model in the mode that it was in, and all generators untouched.
+    `batch_size` rows at once, fewer where their logits would be too many. Leaves the model in the mode that it was in,
+    and all generators untouched.
     """
     collate = DataCollatorForLanguageModeling(tokenizer.pad_token_id)
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     rows = sorted(data.rows, key=lambda row: len(row["input_ids"]))
     total, count = 0.0, 0
-    for start in range(0, len(rows), batch_size):
-        batch = {key: value.to(device) for key, value in collate(rows[start : start + batch_size]).items()}
+    lengths = [len(row["input_ids"]) for row in rows]
+    for few in logit_batches(lengths, model.config.get_text_config().vocab_size, batch_size):
+        batch = {key: value.to(device) for key, value in collate(rows[few.start : few.stop]).items()}
         labels = batch.pop("labels")[:, 1:]
         logits = model(**batch, use_cache=False).logits[:, :-1].float()
         spoken = labels != IGNORED
