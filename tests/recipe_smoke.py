@@ -38,7 +38,7 @@ def small(name: str) -> list[str]:
     recipe = load_recipe(name)
     changes = ["model=random:qwen2-tiny", "threads=1", "on_policy.chunk_prompts=8", "on_policy.max_new_tokens=24"]
     changes += ["evaluation.policy_prompts=4", "evaluation.policy_max_tokens=24", "evaluation.limit=2"]
-    changes += [f"best_of_n.{change}" for change in ("n=2", "samples_per_prompt=2", "max_new_tokens=24")]
+    changes += [f"best_of_n.{change}" for change in ("n=2", "samples_per_prompt=2")]
     changes += [f"on_policy.max_prompt_tokens={LONGEST}", f"best_of_n.max_prompt_tokens={LONGEST}"]
     # An untrained model solves nothing: verifiers would find no better and worse answer.
     changes += ["on_policy.source=rm", "grpo.refuse_constant_groups=false"]

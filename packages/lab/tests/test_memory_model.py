@@ -25,6 +25,7 @@ from posttrain.lab.model_shapes import KNOWN, ModelShape, shape_of
 from posttrain.trainers.adapters import add_adapter
 from posttrain.trainers.model_settings import LINEAR_LAYERS, Adapter
 from posttrain.trainers.optimizers import build_optimizer
+from posttrain.trainers.pair_logps import pair_layout, pair_logps, pair_rows
 from posttrain.trainers.token_logprobs import token_logprobs
 
 CONFIG: dict[str, Any] = {
@@ -44,6 +45,8 @@ WAYS = {
     "lora bf16 with dropout": Training(**LORA, dropout=0.05, bf16=True),
     "lora bf16 with dropout and checkpointing": Training(**LORA, dropout=0.05, bf16=True, checkpointing=True),
 }
+
+PACKED = ("full fp32", "lora bf16 with dropout", "lora bf16 with dropout and checkpointing")
 
 
 def by_hand(**sizes: int) -> ModelShape:
@@ -147,6 +150,32 @@ def test_peak_of_a_step_is_within_a_fifth_of_what_is_said(how):
     step(model, ids, how)
     said = activation_bytes(SHAPE, how, ids.numel(), ids.numel())
     assert measured_peak(lambda: step(model, ids, how)) == pytest.approx(said, rel=0.2)
+
+
+@pytest.mark.parametrize("how", [WAYS[name] for name in PACKED], ids=PACKED)
+def test_peak_of_packed_pairs_is_within_a_fifth_of_what_is_said(how):
+    """As preference and online methods read rows: a prompt once for its answers, logits of the answers alone."""
+    model = trained_model(Training())
+    layout = pair_layout(model)
+    if how.adapter == "lora":
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16 if how.bf16 else torch.float32)
+        add_adapter(model, Adapter(r=how.rank, dropout=how.dropout), seed=0)
+    if how.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    generator = torch.Generator().manual_seed(0)
+    prompt, *answers = (torch.randint(0, 1000, (size,), generator=generator).tolist() for size in (40, 100, 100))
+    rows = pair_rows(layout, [(prompt, *answers)] * 4)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=how.bf16):
+            found = pair_logps(model, rows)
+        (found.rejected - found.chosen).mean().backward()
+
+    step()
+    said = activation_bytes(SHAPE, how, rows.inputs["input_ids"].numel(), len(rows.targets))
+    assert measured_peak(step) == pytest.approx(said, rel=0.2)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
