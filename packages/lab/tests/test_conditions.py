@@ -84,6 +84,16 @@ BROKEN = [
     ("evaluation.limit", evaluated("limit", 10), "10", "4", "evaluate it with the recipe's tasks, few-shot and limit"),
     ("evaluation.few_shot", evaluated("few_shot", 5), "5", "null", "evaluate it with the recipe's tasks"),
     ("evaluation.max_gen_toks", evaluated("max_gen_toks", 9), "9", "null", "evaluate it with the recipe's tasks"),
+    ("evaluation.chat_template", evaluated("posing", {"chat_template": False}), "false", "true", "evaluate it with"),
+    ("evaluation.dtype", evaluated("posing", {"dtype": "bfloat16"}), "bfloat16", "null", "evaluate it with"),
+    ("evaluation.few_shot_seed", evaluated("posing", {"few_shot_seed": 42}), "42", "1234", "evaluate it with"),
+    (
+        "evaluation.fewshot_as_multiturn",
+        evaluated("posing", {"fewshot_as_multiturn": False}),
+        "false",
+        "null",
+        "evaluate it with",
+    ),
     ("evaluation.tasks", evaluated("tasks", {"nano_choice": 0.5}), r'\{"nano_choice": 0.5\}', r"\{.*\}", "evaluate it"),
     *(
         (f"data.{name}", recorded(f"data.{name}", NANO_ROWS), r'\{.*"rows": 7.*\}', ".*", "train it on the same rows")

@@ -3,6 +3,7 @@
 import pytest
 
 from posttrain.core.errors import RequestError
+from posttrain.lab.evaluations import evaluation_settings
 from posttrain.lab.recipe import load_recipe, recipe_names
 
 
@@ -114,3 +115,16 @@ def test_choice_for_an_arm_that_is_gone_is_told():
         load_recipe(
             "nano", ["tuned.gone={values: {}, learns_from: rm, start: sft, trials: 4, metric: gold, record: r}"]
         )
+
+
+def test_how_an_evaluation_is_posed_is_in_its_record_and_key_only_where_it_departs_from_the_standard():
+    standard = load_recipe("nano").evaluation
+    assert "posing" not in evaluation_settings(standard)
+    assert standard.posing.label("hf") == "hf"
+    as_the_reference_lab = load_recipe(
+        "nano", ["evaluation.chat_template=false", "evaluation.few_shot_seed=42"]
+    ).evaluation
+    assert evaluation_settings(as_the_reference_lab)["posing"] == {"chat_template": False, "few_shot_seed": 42}
+    assert as_the_reference_lab.posing.label("hf") == "hf, no chat template, few-shot seed 42"
+    with pytest.raises(RequestError, match="it needs chat_template"):
+        load_recipe("nano", ["evaluation.chat_template=false", "evaluation.fewshot_as_multiturn=true"])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.core.clients import PolicyClient
-from posttrain.core.errors import RequestError
+from posttrain.core.errors import RequestError, WorkError
 from posttrain.core.hashing import digest_file
 from posttrain.core.stock_vllm import connect_policy
 from posttrain.core.supervised import VLLM_READY_SECONDS, SupervisedService, vllm_python
@@ -39,6 +39,8 @@ def vllm_service(checkpoint: str, dtype: str | None) -> Iterator["Service"]:
 
     RequestError where vLLM's environment is missing.
     """
+    import torch
+
     from posttrain.eval_harness.service_lm import Service
 
     if dtype is not None:
@@ -47,13 +49,17 @@ def vllm_service(checkpoint: str, dtype: str | None) -> Iterator["Service"]:
         )
     python = vllm_python()
     log = Path(tempfile.mkdtemp(prefix="posttrain-eval-")) / "vllm.log"
-    arguments = ["policy", checkpoint, "--engine", "vllm"]
-    with (
-        SupervisedService("policy", arguments, log, python, VLLM_READY_SECONDS) as service,
-        closing(PolicyClient(service.url)) as client,
-    ):
-        served = client.models()["data"][0]
-        yield Service(client, str(served["id"]), backend="vllm", context=served.get("max_model_len"))
+    # vLLM's CPU build counts OMP_NUM_THREADS, and refuses to compute with another number.
+    arguments = ["policy", checkpoint, "--engine", "vllm", "--threads", str(torch.get_num_threads())]
+    try:
+        with (
+            SupervisedService("policy", arguments, log, python, VLLM_READY_SECONDS) as service,
+            closing(PolicyClient(service.url)) as client,
+        ):
+            served = client.models()["data"][0]
+            yield Service(client, str(served["id"]), backend="vllm", context=served.get("max_model_len"))
+    except WorkError as error:
+        raise WorkError(f"{error} (vLLM's log: {log})") from error
     log.unlink()
     log.parent.rmdir()
 

@@ -18,7 +18,7 @@ from posttrain.core.hashing import digest_json
 from posttrain.data.sources import describe_source
 from posttrain.data.tokenizer import load_tokenizer
 from posttrain.lab.arms import LEARNED, PAIRS
-from posttrain.lab.evaluations import SETTINGS_FILE, evaluation_settings
+from posttrain.lab.evaluations import POSED, SETTINGS_FILE, evaluation_settings, standard
 from posttrain.lab.plan import BASE, REFERENCE, Plan, Row, Stage
 from posttrain.trainers.model_settings import Adapter
 
@@ -39,6 +39,7 @@ REMEDY = {
 FIELDS = (
     "base.revision", "base.digest", "adapter", "template", "seeds",
     "evaluation.tasks", "evaluation.few_shot", "evaluation.limit", "evaluation.max_gen_toks",
+    *(f"evaluation.{name}" for name in POSED),
     "data.sft", "data.pairs", "data.preference_prompts", "data.prompts", "data.validation", "data.measured",
     "made_from.sft", "made_from.offline_pairs", "made_from.on_policy_pairs", "made_from.rm",
 )  # fmt: skip
@@ -78,10 +79,17 @@ def recipe_conditions(plans: Sequence[Plan], seeds: Sequence[int]) -> Conditions
         "adapter": planned_adapter(plans),
         "template": template_digest(base.folder),
         "seeds": sorted(seeds),
-        **{f"evaluation.{name}": settings[name] for name in ("tasks", "few_shot", "limit", "max_gen_toks")},
+        **_evaluation_conditions(settings),
         **{f"data.{name}": describe_source(source) if source else None for name, source in sources.items()},
         **{name: value for plan in plans for name, value in _plan_made_from(plan).items()},
     }
+
+
+def _evaluation_conditions(settings: Mapping[str, Any]) -> Conditions:
+    """Of an evaluation's settings, those that change what is measured."""
+    names = ("tasks", "few_shot", "limit", "max_gen_toks")
+    posing = {name: standard(name) for name in POSED} | settings.get("posing", {})
+    return {f"evaluation.{name}": value for name, value in ({name: settings[name] for name in names} | posing).items()}
 
 
 def stage_conditions(plan: Plan, stage: Stage) -> Conditions:
@@ -106,7 +114,7 @@ def recorded_conditions(row: Row, seeds: Sequence[int]) -> Conditions:
     recorded = dict(provenance.get("conditions", {}))
     if marker.exists():
         used = read_json(marker)["settings"]
-        recorded |= {f"evaluation.{name}": used[name] for name in ("tasks", "few_shot", "limit", "max_gen_toks")}
+        recorded |= _evaluation_conditions(used)
     recorded["template"] = template_digest(row.checkpoint)
     if _compared(row):
         recorded["adapter"] = adapter_of(row)

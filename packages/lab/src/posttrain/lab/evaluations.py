@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 SETTINGS_FILE = "evaluation.json"
 """Beside the item files: what they were made with. Written last, so items without it are unfinished."""
 
+POSED = ("chat_template", "fewshot_as_multiturn", "few_shot_seed", "dtype")
+"""Settings of the evaluation that change what a model reads, or how exactly it computes."""
+
 
 def ensure_evaluated(row: Row, plan: Plan, services: RunServices) -> bool:
     """Runs the tasks on what stands in the row unless their results are there; whether it had to.
@@ -42,11 +45,10 @@ def ensure_evaluated(row: Row, plan: Plan, services: RunServices) -> bool:
             result = evaluate(
                 row.checkpoint,
                 tasks,
-                few_shot=evaluation.few_shot,
+                posing=evaluation.posing,
                 limit=evaluation.limit,
                 batch_size=evaluation.batch_size,
                 include_path=evaluation.include_path,
-                max_gen_toks=evaluation.max_gen_toks,
                 out_dir=row.run.eval,
                 results_path=row.run.root / "metrics.jsonl",
                 identity={
@@ -105,8 +107,6 @@ def _best_of(row: Row, plan: Plan, services: RunServices) -> "BestOf":
 
 def evaluation_keys(row: Row, evaluation: Evaluation) -> list[dict[str, Any]]:
     """The keys that a finished evaluation of the row has in the results store."""
-    from posttrain.eval_harness.evaluation import backend_label
-
     few_shot = read_json(row.run.eval / SETTINGS_FILE)["few_shot"]
     backend = f"best_of_{best_of_size(row)}" if row.choice else "hf"
     return [
@@ -116,18 +116,28 @@ def evaluation_keys(row: Row, evaluation: Evaluation) -> list[dict[str, Any]]:
             "version": task_version(task, evaluation.include_path),
             "few_shot": few_shot[task],
             "limit": evaluation.limit,
-            "backend": backend_label(backend, max_gen_toks=evaluation.max_gen_toks),
+            "backend": evaluation.posing.label(backend),
         }
         for task in evaluated_tasks(row, evaluation)
     ]
 
 
 def evaluation_settings(evaluation: Evaluation) -> dict[str, Any]:
-    """What an evaluation is made with; two of them are the same when this is."""
+    """What an evaluation is made with; two of them are the same when this is.
+
+    `posing` holds what departs from the standard one; without it all is as it always was.
+    """
+    posing = {name: value for name in POSED if (value := getattr(evaluation, name)) != standard(name)}
     return {
         "tasks": {task: task_version(task, evaluation.include_path) for task in evaluation.tasks},
         "few_shot": evaluation.few_shot,
         "limit": evaluation.limit,
         "batch_size": evaluation.batch_size,
         "max_gen_toks": evaluation.max_gen_toks,
+        **({"posing": posing} if posing else {}),
     }
+
+
+def standard(name: str) -> Any:
+    """The default of a setting of the evaluation."""
+    return Evaluation.model_fields[name].default

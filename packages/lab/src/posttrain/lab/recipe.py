@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from posttrain.core.config import Settings, apply_overrides, read_yaml, validate
 from posttrain.core.errors import RequestError, suggest
 from posttrain.data.sources import Source
+from posttrain.eval_harness.posing import FEW_SHOT_SEED, Posing
 from posttrain.lab.arms import LEARNED, Arm, Tuned, Weights, resolve_arm
 from posttrain.lab.gpus import GPUS
 from posttrain.rollout.settings import EngineKind, VllmSettings
@@ -67,6 +68,14 @@ class Evaluation(Settings):
     """Longest generated answer in tokens; none: the task's own limit."""
     include_path: Path | None = None
     """A folder with the user's own lm-eval tasks."""
+    chat_template: bool = True
+    """Whether items are posed as a conversation; stock lm-eval, and the reference lab, pose them as plain text."""
+    fewshot_as_multiturn: bool | None = None
+    """Whether examples are turns of that conversation; none: yes, where there is one."""
+    few_shot_seed: int = FEW_SHOT_SEED
+    """Which examples are drawn, where a task draws them; the default is lm-eval's."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """The precision of the evaluation; none: float32 on a CPU, the saved one on a GPU."""
     policy_prompts: int = Field(default=512, gt=1)
     """How many of the measured prompts (`data.measured`) KL, gold and learned reward are measured on."""
     policy_max_tokens: int = Field(default=96, gt=0)
@@ -78,9 +87,23 @@ class Evaluation(Settings):
             task, slash, metric = key.partition("/")
             if task not in self.tasks or not slash or not metric:
                 raise ValueError(f"table entry '{key}' must be task/metric with a task of {', '.join(self.tasks)}")
+        if self.fewshot_as_multiturn and not self.chat_template:
+            raise ValueError("fewshot_as_multiturn makes turns of a conversation; it needs chat_template")
         if self.headline is not None and self.headline not in self.table:
             raise ValueError(f"headline '{self.headline}' must be an entry of table: {', '.join(self.table)}")
         return self
+
+    @property
+    def posing(self) -> Posing:
+        """How items are put to a model."""
+        return Posing(
+            self.few_shot,
+            self.chat_template,
+            self.fewshot_as_multiturn,
+            self.few_shot_seed,
+            self.max_gen_toks,
+            self.dtype,
+        )
 
     @property
     def headline_column(self) -> str:

@@ -161,7 +161,7 @@ def _retracted(folder: Path, beginning: str, table: Sequence[str]) -> str:
 
 def _evaluations(entries: "Sequence[Entry]", runs: Path) -> list[dict[str, Any]]:
     """The stored evaluations that the table was made of, under the names that its rows have."""
-    from posttrain.lab.evaluations import SETTINGS_FILE, evaluation_keys
+    from posttrain.lab.evaluations import POSED, SETTINGS_FILE, evaluation_keys, standard
     from posttrain.lab.policy_measures import policy_key
 
     stored = {result_key(row): row for row in read_results(runs / "metrics.jsonl")}
@@ -170,6 +170,7 @@ def _evaluations(entries: "Sequence[Entry]", runs: Path) -> list[dict[str, Any]]
         labels = {"method": row.name, "seed": plan.seed, "config_hash": row.identity.config_hash}
         used = read_json(row.run.eval / SETTINGS_FILE)["settings"]  # a row that joins may have been allowed others
         own = {"tasks": tuple(used["tasks"]), "limit": used["limit"], "max_gen_toks": used["max_gen_toks"]}
+        own |= {name: standard(name) for name in POSED} | used.get("posing", {})
         evaluation = plan.recipe.evaluation.model_copy(update=own)
         for key in [*evaluation_keys(row, evaluation), policy_key(row, plan)]:
             if result_key(key) in stored:
