@@ -9,6 +9,7 @@ import pytest
 from posttrain.core import cli
 from posttrain.core.errors import RequestError
 from posttrain.core.files import read_jsonl
+from posttrain.eval_harness.asked import asked
 from posttrain.eval_harness.evaluation import evaluate
 from posttrain.eval_harness.result import Metric, TaskResult
 from posttrain.eval_harness.stage_table import append_stage, read_stages
@@ -65,6 +66,8 @@ def test_task_poses_the_bare_question_and_accepts_every_form(gsm8k, scripted):
     assert [item["prediction"] for item in task.items] == ["1", "2", "1000", "[invalid]"]
     assert (task.value, task.few_shot, task.headline) == (0.75, 0, "exact_match,tolerant")
     assert model.prompts[0] == "<user>How many is 1?"
+    posed = asked("gsm8k_climb")
+    assert [posed[item["id"]].reference for item in task.items] == [{"gsm8k": n} for n in ("1", "2", "1000", "4")]
 
 
 def result(value, n=4, task="gsm8k_climb", **metrics):

@@ -65,5 +65,6 @@ REFERENCES: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "nano_instructions": _instructions,
     "nano_problems": lambda doc: {"answer": _after_hashes(doc)},
     "gsm8k": lambda doc: {"gsm8k": _after_hashes(doc)},
+    "gsm8k_climb": lambda doc: {"gsm8k": _after_hashes(doc)},
 }
 """By task, how a doc of it becomes what the verifiers of posttrain.reward_model take."""
