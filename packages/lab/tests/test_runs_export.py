@@ -188,6 +188,22 @@ def test_what_is_there_is_replaced_only_by_force_and_only_if_it_is_an_export(run
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"
 
 
+def test_force_replaces_neither_a_runs_checkpoint_nor_a_repository(runs, tmp_path, capsys):
+    checkpoint = runs["sft"].checkpoint
+    for name in ("README.md", "provenance.json"):  # as a trainer leaves it
+        (checkpoint / name).write_text("{}")
+    before = {path.name for path in checkpoint.iterdir()}
+    for place in (checkpoint, runs["sft"].path):
+        assert export(runs, "dpo", place, "--force") == 2
+        assert "is no earlier export" in capsys.readouterr().err
+    assert {path.name for path in checkpoint.iterdir()} == before
+    assert export(runs, "dpo", tmp_path / "clone") == 0
+    (tmp_path / "clone" / ".git").mkdir()
+    assert export(runs, "dpo", tmp_path / "clone", "--force") == 2
+    assert "holds .git/" in capsys.readouterr().err
+    assert (tmp_path / "clone" / ".git").is_dir()
+
+
 def test_what_fails_half_way_leaves_nothing(runs, tmp_path, monkeypatch):
     def full(source, target):
         raise OSError(28, "No space left on device")

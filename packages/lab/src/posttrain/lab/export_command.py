@@ -19,7 +19,9 @@ from posttrain.lab.hub_card import HUB_ID, Exported, hub_card, hub_id_of, named_
 from posttrain.lab.runs_command import RUNS, Json, RunsFolder, find_runs, one_run
 
 OWN = ("README.md", "provenance.json")
-"""Files of a checkpoint that an export makes anew; together they tell an export from any other folder."""
+"""Files of a checkpoint that an export makes anew."""
+MARKS = (*OWN, "config.yaml")
+"""They tell an export from any other folder: a run's checkpoint has no config.yaml, a run's folder no README.md."""
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json")
 ADAPTER = "adapter"
 
@@ -167,8 +169,11 @@ def _refuse_to_lose(destination: Path, force: bool) -> None:
         raise RequestError(
             f"{destination} is there already; name another folder, or replace an earlier export: --force"
         )
-    if not all((destination / name).is_file() for name in OWN):
+    if not all((destination / name).is_file() for name in MARKS):
         raise RequestError(f"{destination} is no earlier export, so --force does not replace it; name another folder")
+    # A clone of the Hub's repository, say, whose .git would be lost.
+    if more := sorted(path.name for path in destination.iterdir() if path.is_dir() and path.name != ADAPTER):
+        raise RequestError(f"{destination} holds {more[0]}/, which no export has, so --force does not replace it")
 
 
 def _copy(source: Path, target: Path, without: tuple[str, ...] = ()) -> None:
