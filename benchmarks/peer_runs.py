@@ -50,6 +50,7 @@ KNOWN = (
     # Runs enough for an interval: what both draw for z0 makes a few steps of so small batches differ.
     Peer("trl_kto", ("--pairs", "48", "--batch", "16", "--rounds", "3"), needs="trl", install="make setup"),
     Peer("lm_eval", ("--limit", "8", "--rounds", "1"), "lm_eval", "make setup"),
+    Peer("lm_eval_prefixes", ("--limit", "4", "--rounds", "1"), "lm_eval", "make setup"),
     Peer(
         "vllm_cpu",
         ("--sequences", "8", "--new", "8", "--rounds", "1", "--eager"),
