@@ -8,7 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class FakeServer(ThreadingHTTPServer):
-    """Answers with `reply(messages)`, a word each `pause` seconds, and keeps what it was asked."""
+    """Answers with `reply(messages)`, a word each `pause` seconds, and keeps what it was asked.
+
+    A reply that is a tuple is a status and its error, bytes are what follows half an answer.
+    """
 
     daemon_threads = True
     allow_reuse_address = True
@@ -55,6 +58,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
+        if isinstance(answer, bytes):  # a stream that is none
+            self.event({"content": "half of"}, None, body["model"])
+            self.wfile.write(answer)
+            return
         for number, word in enumerate(answer.split(" ")):
             self.event({"content": word if number == 0 else f" {word}"}, None, body["model"])
             time.sleep(self.server.pause)

@@ -154,6 +154,32 @@ def test_a_bad_address_is_one_line(monkeypatch, capsys, url, said, status):
     assert "secret" not in err
 
 
+@pytest.mark.parametrize(
+    ("rest", "said"),
+    [
+        (b"", "broke off: its stream ended without a reason to finish"),
+        (b"data: {half\n\n", "no stream of chat completions"),
+        (b"data: null\n\n", "no stream of chat completions"),
+        (b'data: {"error": {"message": "out of memory"}}\n\n', "broke off: out of memory"),
+    ],
+)
+def test_half_an_answer_is_never_taken_for_a_whole_one(monkeypatch, capsys, rest, said):
+    with serving(lambda messages: rest) as server:
+        status, out, err = chat(monkeypatch, capsys, ["one", "two"], server.url)
+    assert status == 1
+    assert "half of" in out
+    assert said in err
+    assert len(server.asked) == 1
+
+
+def test_a_home_that_nobody_has_is_one_line(monkeypatch, capsys):
+    with serving(parrot) as server:
+        status, _, err = chat(monkeypatch, capsys, ["one", "/save ~nobody-of-that-name/x.jsonl"], server.url)
+    assert status == 2
+    assert "there is no such home folder" in err
+    assert chat(monkeypatch, capsys, [], "~nobody-of-that-name/model")[0] == 2
+
+
 def test_a_model_is_chosen_by_name(monkeypatch, capsys):
     with serving(parrot, models=("small", "large")) as server:
         assert chat(monkeypatch, capsys, ["one"], server.url, "--model", "large")[0] == 0
@@ -281,6 +307,22 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(terminal, tmp_path):
     assert server.asked[1]["messages"][1] == {"role": "assistant", "content": partial["content"]}
 
 
+def test_ctrl_c_ends_a_script(tmp_path):
+    with serving(lambda messages: "word " * 500, pause=0.02) as server:
+        piped = [sys.executable, "-m", "posttrain.core", "chat", server.url]
+        process = subprocess.Popen(piped, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process.stdin.write(b"one\ntwo\n")
+        process.stdin.close()
+        while b"word" not in os.read(process.stdout.fileno(), 1000):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
+        process.stdout.close()
+        assert b"interrupted" in process.stderr.read()
+        process.stderr.close()
+    assert len(server.asked) == 1
+
+
 def test_lines_of_earlier_chats_are_at_the_arrow_keys_and_nobody_elses_to_read(terminal, tmp_path):
     with serving(parrot) as server:
         first = terminal(server.url)
@@ -293,6 +335,16 @@ def test_lines_of_earlier_chats_are_at_the_arrow_keys_and_nobody_elses_to_read(t
         second.wait_for("you ›")
         second.type("\x1b[A\x1b[A\n")  # past /exit
         second.wait_for("you said remember me")
+
+
+def test_a_history_that_cannot_be_kept_ends_no_chat(terminal, tmp_path):
+    (tmp_path / "state").write_text("a file where the folder should be")
+    with serving(parrot) as server:
+        chat = terminal(server.url)
+        chat.wait_for("you ›")
+        assert "lines are not kept in" in chat.seen
+        chat.type("hello\n")
+        chat.wait_for("you said hello")
 
 
 def test_control_characters_of_a_model_do_not_reach_the_terminal(terminal):

@@ -109,6 +109,14 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             raise
 
 
+def user_path(text: str) -> Path:
+    """The path that a person typed, with `~` and `~somebody` as folders; RequestError where there is no such home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise RequestError(f"{text}: there is no such home folder; write the path out") from None
+
+
 def read_json(path: Path) -> Any:
     """The value in a JSON file; RequestError names the file when it cannot be read or is malformed."""
     try:
@@ -134,6 +142,8 @@ def jsonl_object(line: bytes, path: Path, number: int) -> dict[str, Any]:
         raise RequestError(f"{path}:{number} is not UTF-8 (byte {error.start}); convert the file") from None
     except json.JSONDecodeError as error:
         raise RequestError(f"{path}:{number} is not JSON: {error.msg} at column {error.colno}") from None
+    except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
+        raise RequestError(f"{path}:{number} is JSON that cannot be read: {error}") from None
     if not isinstance(row, dict):
         raise RequestError(f"{path}:{number} must be a JSON object, not {type(row).__name__}")
     return row

@@ -15,7 +15,7 @@ from types import TracebackType
 import httpx
 
 from posttrain.core.errors import RequestError
-from posttrain.core.files import disk_errors
+from posttrain.core.files import disk_errors, user_path
 from posttrain.core.supervised import SupervisedService
 from posttrain.lab.models import NANO, resolve_model
 from posttrain.lab.runs_command import one_run
@@ -109,7 +109,7 @@ def _distinct(models: list[ChatModel]) -> Iterator[ChatModel]:
 
 def find_checkpoint(named: str, runs: Path) -> tuple[str, Path]:
     """Label and folder of a checkpoint: `nano`, a folder, a run's folder or fingerprint, a Hub id; RequestError."""
-    path = Path(named).expanduser()
+    path = user_path(named)
     if named != NANO and path.is_dir():
         folder = (path / "checkpoint" if (path / "checkpoint").is_dir() else path).resolve()
         refuse_unservable(folder)

@@ -47,6 +47,16 @@ class Answer:
     """Set when nobody waits for the rest."""
 
 
+@dataclass(frozen=True)
+class _Piece:
+    text: str
+    finish_reason: str | None
+
+
+_Arrived = queue.SimpleQueue[tuple[Answer, _Piece | None]]
+"""What the threads have read; None when an answer ends."""
+
+
 def stream_answers(
     models: Sequence[ChatModel], conversations: Sequence[Sequence[Mapping[str, str]]], sampling: ChatSampling
 ) -> Iterator[list[Answer]]:
@@ -56,7 +66,7 @@ def stream_answers(
     Leaving the iteration early stops what is under way.
     """
     answers = [Answer(model) for model in models]
-    arrived: queue.SimpleQueue[tuple[Answer, str | None]] = queue.SimpleQueue()
+    arrived: _Arrived = queue.SimpleQueue()
     for answer, messages in zip(answers, conversations, strict=True):
         threading.Thread(target=_read, args=(answer, messages, sampling, arrived), daemon=True).start()
     under_way = len(answers)
@@ -66,7 +76,8 @@ def stream_answers(
             if piece is None:
                 under_way -= 1
             else:
-                answer.text += piece
+                answer.text += piece.text
+                answer.finish_reason = piece.finish_reason or answer.finish_reason
                 yield answers
         yield answers
     finally:
@@ -78,7 +89,7 @@ def _read(
     answer: Answer,
     messages: Sequence[Mapping[str, str]],
     sampling: ChatSampling,
-    arrived: "queue.SimpleQueue[tuple[Answer, str | None]]",
+    arrived: _Arrived,
 ) -> None:
     try:
         for piece in _pieces(answer, messages, sampling):
@@ -89,7 +100,7 @@ def _read(
         arrived.put((answer, None))
 
 
-def _pieces(answer: Answer, messages: Sequence[Mapping[str, str]], sampling: ChatSampling) -> Iterator[str]:
+def _pieces(answer: Answer, messages: Sequence[Mapping[str, str]], sampling: ChatSampling) -> Iterator[_Piece]:
     import openai  # half a second, which `--help` need not wait for
 
     endpoint = answer.model.endpoint
@@ -101,16 +112,16 @@ def _pieces(answer: Answer, messages: Sequence[Mapping[str, str]], sampling: Cha
         timeout=TIMEOUT,
         http_client=openai.DefaultHttpxClient(trust_env=outside),
     )
+    complete = False
     asked: dict[str, Any] = {"model": endpoint.model, "messages": list(messages), **sampling.plain()}
     try:
         with client, client.chat.completions.create(**asked, stream=True) as stream:
             for chunk in stream:
                 if answer.stopped.is_set():
                     return
-                for choice in chunk.choices[:1]:
-                    answer.finish_reason = choice.finish_reason or answer.finish_reason
-                    if choice.delta.content:
-                        yield choice.delta.content
+                for choice in (chunk.choices or [])[:1]:
+                    complete = complete or choice.finish_reason is not None
+                    yield _Piece(choice.delta.content or "", choice.finish_reason)
     except openai.APIStatusError as error:
         kind = RequestError if error.status_code < 500 else WorkError
         raise kind(f"{answer.model.label} refused (status {error.status_code}): {_said(error)}") from None
@@ -121,10 +132,15 @@ def _pieces(answer: Answer, messages: Sequence[Mapping[str, str]], sampling: Cha
         ) from None
     except openai.APIError as error:  # an error in the middle of a stream
         raise WorkError(f"{answer.model.label} broke off: {_said(error)}") from None
+    except (ValueError, TypeError, AttributeError) as error:  # openai takes a chunk for what it should be
+        raise WorkError(f"{answer.model.label} sends what is no stream of chat completions: {_said(error)}") from None
+    if not complete:
+        raise WorkError(f"{answer.model.label} broke off: its stream ended without a reason to finish")
 
 
 def _said(error: Any) -> str:
-    """The message of an OpenAI form of error, in one line."""
-    body = error.body.get("error", error.body) if isinstance(error.body, dict) else None
+    """The message of an error, of OpenAI's form or any other, in one line."""
+    body = getattr(error, "body", None)
+    body = body.get("error", body) if isinstance(body, dict) else None
     message = body.get("message") if isinstance(body, dict) else None
     return " ".join(str(message or error).split())[:300]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from posttrain.core.errors import PosttrainError, RequestError, suggest
-from posttrain.core.files import disk_errors, write_jsonl
+from posttrain.core.files import user_path, write_jsonl
 from posttrain.lab.chat_conversation import Conversation
 from posttrain.lab.chat_models import ChatModel
 from posttrain.lab.chat_screen import Screen
@@ -89,6 +89,8 @@ class TerminalChat:
             except KeyboardInterrupt:
                 interrupted = True
         conversation.add(text, answers, interrupted)
+        if interrupted and self._script:
+            raise KeyboardInterrupt
         if interrupted:
             self._screen.note("[stopped]" if any(a.text for a in answers) else "[stopped before anything came]")
         for answer in answers:
@@ -132,7 +134,7 @@ class TerminalChat:
             raise RequestError("save where? /save FILE.jsonl")
         if not any(side.turns for side in self.conversation.sides):
             raise RequestError("nothing was said that could be saved")
-        path = Path(named).expanduser()
+        path = user_path(named)
         if path.exists() and path.resolve() not in self._saved:
             raise RequestError(f"{path} is there already; name another file")
         rows = [row for row, side in zip(self.conversation.rows(), self.conversation.sides, strict=True) if side.turns]
@@ -173,12 +175,20 @@ def script_lines(file: TextIO) -> Iterator[str]:
 def typed_lines(history: Path) -> Iterator[str]:
     """Lines as a person types them, with those of earlier chats at the arrow keys; ends with Ctrl-D.
 
-    `history` is readable by this user only.
+    `history` is readable by this user only. Where it cannot be read or kept, that is said once and the chat goes on.
     """
     import readline
 
-    if history.exists():
-        readline.read_history_file(history)
+    kept = True
+    try:
+        history.parent.mkdir(parents=True, exist_ok=True)
+        history.touch(mode=0o600)
+        history.chmod(0o600)
+        if history.stat().st_size:  # libedit refuses an empty one
+            readline.read_history_file(history)
+    except OSError as error:
+        kept = False
+        print(f"note: lines are not kept in {history}: {error.strerror}", file=sys.stderr)
     readline.set_history_length(1000)
     while True:
         try:
@@ -190,9 +200,11 @@ def typed_lines(history: Path) -> Iterator[str]:
         except EOFError:
             print()
             return
-        with disk_errors(history):
-            history.parent.mkdir(parents=True, exist_ok=True)
-            history.touch(mode=0o600)
-            readline.write_history_file(history)
-            history.chmod(0o600)
+        if kept:
+            try:
+                readline.write_history_file(history)
+                history.chmod(0o600)
+            except OSError as error:
+                kept = False
+                print(f"note: lines are no longer kept in {history}: {error.strerror}", file=sys.stderr)
         yield line
