@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from posttrain.core.config import validate
 from posttrain.core.errors import RequestError
-from posttrain.data.row_files import JsonLines
 from posttrain.data.selection import shard, shuffled, shuffled_stream
 from posttrain.data.sources import Source, describe_source, load_conversations, load_pairs, load_prompts
+from posttrain.data.text_rows import JsonLines, TextRows
 
 COUNTS = st.integers(0, 200)
 SEEDS = st.integers(0, 2**31)
@@ -257,7 +257,7 @@ def test_a_row_is_read_by_its_number(tmp_path):
     first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     first.write_bytes(b'{"n": 0}\n\n  \n{"n": 1}')
     second.write_bytes(b'\n{"n": 2}\r\n{"n": 3}\n')
-    rows = JsonLines([first, second])
+    rows = TextRows([first, second], JsonLines)
     assert [row["n"] for row in rows] == [0, 1, 2, 3]
     assert (rows[-1], rows[1:3]) == ({"n": 3}, [{"n": 1}, {"n": 2}])
     with pytest.raises(IndexError):

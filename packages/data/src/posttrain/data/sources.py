@@ -8,6 +8,7 @@ beginning of a larger one. The same source and seed give the same rows in the sa
 are taken are held in memory. `describe_source` says what defines them, for the config hash. Nothing is tokenised here.
 """
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -156,7 +157,7 @@ def _load(source: Source, seed: int, wanted: str, make: Callable[[Format, Record
         record = Record(origin.dataset, number, values, columns, left_out)
         row_id = str(values.get("id") or f"{origin.dataset}/{source.split}/{number}")
         try:
-            rows.append(make(format_, record, row_id))
+            rows.append(_encodable(make(format_, record, row_id)))
         except UnusableRow as reason:
             dropped[str(reason)] += 1
         if source.rows is not None and len(rows) == source.skip + source.rows:
@@ -191,6 +192,15 @@ def _ordered(
         values = format_.regroup(values, wanted)
     for number in shard(shuffled(len(values), seed, source.split), source.part):
         yield number, values[number]
+
+
+def _encodable(row: Row) -> Row:
+    """The row; UnusableRow when a text of it is none that could be written or tokenised."""
+    try:
+        json.dumps(row, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:  # JSON's \\ud83d by itself, where a text was cut within a character
+        raise UnusableRow("half a character (an unpaired surrogate)") from None
+    return row
 
 
 def _said(source: Source) -> str:

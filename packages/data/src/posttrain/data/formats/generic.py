@@ -27,7 +27,7 @@ def messages(record: Record, role: str) -> list[Message]:
 
 def conversation(record: Record) -> list[Message]:
     """The messages, of which the last one has to be the assistant's; without them prompt and completion."""
-    if not record.has("messages") and record.has("completion"):
+    if not record.has("messages") and record.has("prompt"):
         return [*prompt_messages(record), {"role": "assistant", "content": record.text("completion")}]
     turns = messages(record, "messages")
     if turns[-1]["role"] != "assistant":
@@ -40,8 +40,8 @@ def prompt_messages(record: Record) -> list[Message]:
     if isinstance(record["prompt"], str):
         return [{"role": "user", "content": record.text("prompt")}]
     turns = messages(record, "prompt")
-    if turns[-1]["role"] == "assistant":
-        raise record.error("the prompt ends with the assistant's message; end it with the user's")
+    if turns[-1]["role"] != "user":
+        raise record.error(f"the prompt ends with the {turns[-1]['role']}'s message; end it with the user's")
     return turns
 
 
