@@ -194,6 +194,15 @@ def test_a_target_that_the_model_has_not_is_named():
         add_adapter(tiny_model(), Adapter(target_modules=("q_proj", "c_attn")), seed=1)
 
 
+@pytest.mark.parametrize("targets", [("mlp.q_proj",), ("q_proj", "mlp.v_proj"), ("proj",)])
+def test_a_target_is_the_end_of_a_modules_path(targets):
+    model = tiny_model()
+    with pytest.raises(RequestError, match=f"names '{targets[-1]}', and this model has no such linear module"):
+        add_adapter(model, Adapter(target_modules=targets), seed=1)
+    add_adapter(model, Adapter(target_modules=("self_attn.q_proj",)), seed=1)
+    assert {name.split(".")[4] for name, p in model.named_parameters() if p.requires_grad} == {"q_proj"}
+
+
 def test_the_head_is_no_target_it_may_be_the_embeddings_too():
     with pytest.raises(RequestError, match="names 'lm_head', and this model has no such linear module below its head"):
         add_adapter(tiny_model(), Adapter(target_modules=("lm_head",)), seed=1)

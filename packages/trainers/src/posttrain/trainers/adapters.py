@@ -109,9 +109,11 @@ def lora_update(
 
 
 def merged_state(model: Any) -> dict[str, Tensor]:
-    """Full weights in fp32 under the start model's own names, `model` left as it is; tied ones are one tensor.
+    """Full weights in fp32 on the CPU under the start model's own names, `model` left as it is; tied ones are one
+    tensor.
 
-    4-bit weights are dequantised first. Without an adapter, the model's own state.
+    4-bit weights are dequantised first. On a GPU one layer is merged at a time: beside what trains, there may be no
+    room for a second model. Without an adapter, the model's own state.
     """
     from peft.tuners.lora import LoraLayer
     from peft.utils.integrations import dequantize_module_weight
@@ -129,11 +131,13 @@ def merged_state(model: Any) -> dict[str, Tensor]:
                 lora: Any = layers[layer]
                 low, high = lora.lora_A[NAME].weight, lora.lora_B[NAME].weight
                 below = dequantize_module_weight(lora.get_base_layer())
-                merged[f"{layer}.weight"] = below.detach().float() + lora_update(low, high, lora.scaling[NAME])
+                whole = below.detach().float() + lora_update(low, high, lora.scaling[NAME])
+                merged[f"{layer}.weight"] = whole.cpu()
                 continue
             # `state_dict` gives tied weights under each of their names.
-            whole = seen.setdefault(id(tensor), tensor.detach().float())
-            merged[f"{layer}.bias" if base else name.replace(COPY, ".")] = whole
+            if id(tensor) not in seen:
+                seen[id(tensor)] = tensor.detach().cpu().float()
+            merged[f"{layer}.bias" if base else name.replace(COPY, ".")] = seen[id(tensor)]
     return merged
 
 
@@ -222,9 +226,11 @@ def _digest(tensor: Tensor) -> str:
 
 def _check_targets(model: Any, adapter: Adapter) -> None:
     # The head is often the embeddings too, which a merge would tear apart, and losses read it beside the model.
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not _head(model)}
+    head = _head(model)
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
     modules = {name.rpartition(".")[2] for name in linear}
-    missing = [target for target in adapter.target_modules if target.rpartition(".")[2] not in modules]
+    # PEFT's rule; of several targets it passes over in silence those that it finds nowhere.
+    missing = [t for t in adapter.target_modules if not any(f".{name}".endswith(f".{t}") for name in linear)]
     if missing:
         raise RequestError(
             f"adapter.target_modules names '{missing[0]}', and this model has no such linear module below its head; "
