@@ -34,6 +34,10 @@ SAME = [
     (r"\sqrt3", r"\sqrt{3}"),
     (r"2\,000", "2000"),
     ("3.", "3"),
+    (r"\begin{pmatrix} -7 \\ 16 \\ 5 \end{pmatrix}", r"\begin{pmatrix}-7\\16\\5\end{pmatrix}"),
+    (r"\begin{pmatrix} a \\ b \end{pmatrix}", r"\begin{pmatrix}a\\b\end{pmatrix}"),
+    (r"\frac{\sqrt3}{2}", r"\frac{\sqrt{3}}2"),
+    (r"\frac{2\sqrt{3}}3", r"\dfrac{2\sqrt{3}}{3}"),
 ]
 OTHER = [
     ("3", "4"),
@@ -45,6 +49,8 @@ OTHER = [
     ("a=1", "b=2"),
     ("", ""),
     (r"\leftarrow", "arrow"),
+    (r"\begin{pmatrix}1\\23\end{pmatrix}", r"\begin{pmatrix}12\\3\end{pmatrix}"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}"),
 ]
 
 

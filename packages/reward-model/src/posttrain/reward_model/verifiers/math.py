@@ -19,13 +19,14 @@ from posttrain.reward_model.verifiers.numbers import same_number
 MAX_CHARACTERS = 500
 """Longer texts are no answers; they are compared as they stand, so that no text costs much."""
 
+_ROW = re.compile(r"\\\\")
 _NOTHING = re.compile(
     r"\\left(?![A-Za-z])|\\right(?![A-Za-z])|\\[!,;: ]|\^\{?\\circ\}?|\\degree|\\?[%$]|\\displaystyle"
 )
 _UNIT = re.compile(r"(?<=.)\\(?:text|mbox|textrm|mathrm)\{[^{}]*\}(?:\^\{?\d\}?)?$")
 _WORDS = re.compile(r"\\(?:text|mbox|textbf|textrm|mathrm)\{([^{}]*)\}")
 _BARE_NUMERATOR = re.compile(r"\\frac\s*([A-Za-z0-9])")
-_BARE_DENOMINATOR = re.compile(r"(\\frac\{[^{}]*\})\s*([A-Za-z0-9])")
+_BARE_DENOMINATOR = re.compile(r"(\\frac\{(?:[^{}]|\{[^{}]*\})*\})\s*([A-Za-z0-9])")
 _BARE_ROOT = re.compile(r"\\sqrt\s*([A-Za-z0-9])")
 _SMALL_FRACTION = re.compile(r"(-?)(\d+)/(\d+)")
 _FRACTION = re.compile(r"(-?)\\frac\{(-?[0-9.]+)\}\{([0-9.]+)\}")
@@ -35,11 +36,12 @@ def normalise(answer: str) -> str:
     """An answer in LaTeX without what is spelling only."""
     if len(answer) > MAX_CHARACTERS:
         return answer.strip()
-    text = re.sub(r"\\[dtc]frac", r"\\frac", answer.strip()).replace("{,}", ",")
+    text = _ROW.sub(r"\\cr ", answer.strip())  # so that a blank behind a row's end is no `\ `
+    text = re.sub(r"\\[dtc]frac", r"\\frac", text).replace("{,}", ",")
     text = _NOTHING.sub("", text).strip().rstrip(".").strip()
     text = _WORDS.sub(r"\1", _UNIT.sub("", text).strip())
-    text = _BARE_DENOMINATOR.sub(r"\1{\2}", _BARE_NUMERATOR.sub(r"\\frac{\1}", text))
-    text = _BARE_ROOT.sub(r"\\sqrt{\1}", text)
+    text = _BARE_NUMERATOR.sub(r"\\frac{\1}", _BARE_ROOT.sub(r"\\sqrt{\1}", text))
+    text = _BARE_DENOMINATOR.sub(r"\1{\2}", text)
     text = "".join(text.split())
     name, equals, value = text.partition("=")
     if equals and len(name) <= 2 and "=" not in value:
