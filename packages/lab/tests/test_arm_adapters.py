@@ -10,6 +10,7 @@ from packages.lab.tests.finished_runs import SMALL, finish, read_once
 from posttrain.core.errors import RequestError
 from posttrain.lab import graph
 from posttrain.lab.arms import Arm
+from posttrain.lab.comparison import plan_comparison, refuse_unlike
 from posttrain.lab.conditions import check_conditions, planned_adapter, recipe_conditions, recorded_conditions
 from posttrain.lab.models import resolve_model
 from posttrain.lab.plan import Plan
@@ -161,3 +162,11 @@ class TestRowsOfOneTable:
         made = self.made(tmp_path, "adapter=lora", "sft.adapter=qlora")
         for row in made.rows[:2]:
             assert "adapter" not in recorded_conditions(row, [0])
+
+    def test_rows_to_be_trained_with_different_ones_are_refused_before_they_are(self, tmp_path):
+        recipe = load_recipe("nano", ("tuned={}", *SMALL, "sft.adapter=qlora", "dpo.adapter=lora"))
+        plans = plan_comparison(recipe, "dpo,ppo", "0", tmp_path)
+        with pytest.raises(RequestError, match='ppo cannot stand in this table: adapter is null.*"kind": "lora"'):
+            refuse_unlike(plans, [], [])
+        refuse_unlike(plans, [], ["adapter"])
+        refuse_unlike(plan_comparison(recipe, "dpo", "0", tmp_path), [], [])

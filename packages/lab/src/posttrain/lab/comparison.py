@@ -12,7 +12,13 @@ from posttrain.core.runs import RunDirectory, StageIdentity
 from posttrain.lab.cells import as_json
 from posttrain.lab.collect import Entry, collect_table, entries_of
 from posttrain.lab.comparison_options import judging_command
-from posttrain.lab.conditions import check_conditions, check_names, recipe_conditions, recorded_conditions
+from posttrain.lab.conditions import (
+    check_conditions,
+    check_names,
+    planned_conditions,
+    recipe_conditions,
+    recorded_conditions,
+)
 from posttrain.lab.elapsed import all_work, elapsed
 from posttrain.lab.graph import BASE_VERSION, plan_training
 from posttrain.lab.plan import BASE, Plan, Row
@@ -67,12 +73,14 @@ def plan_comparison(recipe: Recipe, methods: str | None, seeds: str, root: Path)
 
 
 def refuse_unlike(plans: Sequence[Plan], more: Sequence[Entry], allowed: Collection[str]) -> None:
-    """Before anything is trained: RequestError where a row that is there was made under other conditions."""
+    """Before anything is trained: RequestError where a row that is there was made under other conditions, or one that
+    is not there yet would train another adapter."""
     check_names(allowed)
     seeds = sorted({plan.seed for plan in plans})
     expected = recipe_conditions(plans, seeds)
     for entry in entries_of(plans):
         for row, _ in entry.runs:
+            check_conditions(expected, {row.name: planned_conditions(row)}, allowed)
             # A choice's checkpoint is its start's. Where that was deleted it is made again, and looked at then.
             if row.run.finished and not (row.choice and not row.checkpoint.exists()):
                 found = {k: v for k, v in recorded_conditions(row, seeds).items() if not k.startswith("evaluation")}

@@ -17,7 +17,7 @@ from posttrain.core.files import read_json
 from posttrain.core.hashing import digest_json
 from posttrain.data.sources import describe_source
 from posttrain.data.tokenizer import load_tokenizer
-from posttrain.lab.arms import LEARNED, PAIRS
+from posttrain.lab.arms import LEARNED, PAIRS, Arm
 from posttrain.lab.evaluations import POSED, SETTINGS_FILE, evaluation_settings, standard
 from posttrain.lab.plan import BASE, REFERENCE, Plan, Row, Stage
 from posttrain.trainers.model_settings import Adapter
@@ -168,8 +168,16 @@ def template_digest(checkpoint: Any) -> str:
 def planned_adapter(plans: Sequence[Plan]) -> dict[str, Any] | None:
     """The adapter of the first compared arm, which the others are to have too; of SFT where there is no other arm."""
     arms = [row.arm for plan in plans for row in plan.rows if row.arm and _compared(row)]
-    settings = (arms[0] if arms else plans[0].recipe.arm(REFERENCE)).settings
-    adapter: Adapter | None = getattr(settings, "adapter", None)
+    return _asked_adapter(arms[0] if arms else plans[0].recipe.arm(REFERENCE))
+
+
+def planned_conditions(row: Row) -> Conditions:
+    """Of what is recorded of a row that is trained, the part that its own settings say beforehand."""
+    return {"adapter": _asked_adapter(row.arm)} if row.arm and _compared(row) else {}
+
+
+def _asked_adapter(arm: Arm) -> dict[str, Any] | None:
+    adapter: Adapter | None = getattr(arm.settings, "adapter", None)
     if adapter is None:
         return None
     return {
