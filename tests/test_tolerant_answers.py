@@ -1,6 +1,6 @@
 """Claim: the task gsm8k_climb and the verifier gsm8k call the same answers right, though neither imports the other."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from posttrain.eval_harness.tolerant import answer_of, extract, grade
@@ -12,6 +12,7 @@ PIECES = ["<answer>", "</answer>", "#### ", "####", "\n", " ", "-", "$", "€", 
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+@example("<answer>12</answer>4</answer>")
 def test_both_find_the_same_answer(text):
     assert answer_of(text) == extract_answer(text)
 

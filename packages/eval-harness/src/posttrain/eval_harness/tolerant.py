@@ -21,15 +21,15 @@ _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 _SIGN = r"(?:(?:(?<![\w)\]])[-+\u2212])?[$€£]?|[$€£][-+\u2212])"
 _NUMBER = rf"{_SIGN}(?:{_DIGITS}(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?(?:/[0-9]+(?:\.[0-9]+)?)?%?"
 _ANY, _HASHED = re.compile(_NUMBER, re.ASCII), re.compile(rf"####[ \t]*({_NUMBER})", re.ASCII)
-_TAGGED = re.compile(r"<answer>((?:(?!<answer>|</answer>).)*)</answer>", re.DOTALL)
 _PLAIN = str.maketrans({"\u2212": "-", "$": None, "€": None, "£": None, ",": None, "%": None})
 
 
 def answer_of(text: str) -> str | None:
     """The answer as written, or None; in a tag without a number, the tag's text."""
     text = text[-MOST_READ:]
-    tags = _TAGGED.findall(text)
-    if tags and (stated := tags[-1].strip()):
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, end) if end >= 0 else -1
+    if start >= 0 and (stated := text[start + len("<answer>") : end].strip()):
         return _last(stated) or stated
     marked = _HASHED.findall(text)
     return marked[-1] if marked else _last(text)
