@@ -16,9 +16,10 @@ class FakeServer(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, reply, pause=0.0, models=("fake",), contract=None):
+    def __init__(self, reply, pause=0.0, models=("fake",), contract=None, ending="stop"):
         super().__init__(("127.0.0.1", 0), Handler)
         self.reply, self.pause, self.models = reply, pause, models
+        self.ending = ending  # reason to finish
         self.contract = contract  # what a service of ours says that it speaks
         self.asked, self.headers_seen = [], []
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
@@ -65,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
         for number, word in enumerate(answer.split(" ")):
             self.event({"content": word if number == 0 else f" {word}"}, None, body["model"])
             time.sleep(self.server.pause)
-        self.event({}, "stop", body["model"])
+        self.event({}, self.server.ending, body["model"])
         self.wfile.write(b"data: [DONE]\n\n")
 
     def event(self, delta, finish_reason, model):

@@ -130,6 +130,21 @@ def test_what_a_model_says_is_text_and_nothing_else(tab, tmp_path):
         assert tab.script("document.title") == "posttrain chat"
 
 
+def test_a_withheld_answer_is_not_voted_on(tab, tmp_path):
+    with (
+        serving(lambda _: "all of it") as one,
+        serving(lambda _: "some of", models=("other",), ending="content_filter") as two,
+        running("chat", one.url, two.url, "--web", "--votes", tmp_path / "v") as url,
+    ):
+        tab.open(f"{url}/chat")
+        tab.wait(READY)
+        send(tab, "hello")
+        tab.wait("document.querySelector('.vote-hint')")
+        assert "nothing to vote on" in tab.script("document.querySelector('.vote-hint').textContent")
+        assert "Withheld by the server" in tab.script("document.getElementById('log').innerText")
+        assert not tab.script(f"Boolean({VOTE})")
+
+
 def test_on_a_phone_nothing_is_wider_than_the_screen_and_all_controls_have_names(page):
     tab, *_ = page
     for dark in (False, True):

@@ -139,6 +139,7 @@ async function oneAnswer(request, signal, card) {
   try {
     const answer = await streamAnswer(request, signal, (text) => showText(card, text));
     if (answer.finishReason === "length") mark(card, "Cut at the longest answer or the end of the context");
+    if (answer.finishReason === "content_filter") mark(card, "Withheld by the server", true);
     showText(card, answer.text);
     return answer;
   } catch (error) {
@@ -175,7 +176,7 @@ function finish(turn) {
 
 // Why two answers are not voted on; nothing where they are.
 function voteless(answers) {
-  const complete = answers.every((answer) => !answer.error && answer.finishReason !== "stopped");
+  const complete = answers.every((answer) => !answer.error && ["stop", "length"].includes(answer.finishReason));
   if (!complete) return "Not both answers are complete, so there is nothing to vote on.";
   return answers[0].text === answers[1].text ? "Both said the same, so there is nothing to vote on." : "";
 }
