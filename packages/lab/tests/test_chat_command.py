@@ -15,9 +15,11 @@ import pytest
 
 from packages.lab.tests.fake_chat_server import serving
 from posttrain.core.cli import run as command
+from posttrain.core.errors import RequestError
 from posttrain.core.process import end_process
 from posttrain.data.nano import BASE as NANO
 from posttrain.data.sources import Source, load_conversations
+from posttrain.lab.chat_models import ChatModel
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +93,22 @@ def test_a_saved_conversation_is_a_demonstration(monkeypatch, capsys, tmp_path):
         assert chat(monkeypatch, capsys, lines, server.url)[0] == 0
     (row,) = load_conversations(Source(path=str(file)), seed=0)
     assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant", "user", "assistant"]
+
+
+@pytest.mark.parametrize("ending", ["length", "content_filter"])
+def test_an_answer_that_was_cut_short_is_no_demonstration(monkeypatch, capsys, tmp_path, ending):
+    file = tmp_path / "said.jsonl"
+    with serving(parrot, ending=ending) as server:
+        status, _, err = chat(monkeypatch, capsys, ["one", f"/save {file}"], server.url)
+    assert status == 0
+    assert ("cut at the most tokens" if ending == "length" else "withheld") in err
+    assert json.loads(file.read_text())["messages"][1] == {
+        "role": "assistant",
+        "content": "you said one",
+        "interrupted": True,
+    }
+    with pytest.raises(RequestError, match="no usable conversation: 1 with an interrupted answer"):
+        load_conversations(Source(path=str(file)), seed=0)
 
 
 def test_a_file_of_somebody_elses_is_not_overwritten(monkeypatch, capsys, tmp_path):
@@ -187,6 +205,30 @@ def test_a_model_is_chosen_by_name(monkeypatch, capsys):
     assert server.asked[0]["model"] == "large"
     assert status == 2
     assert "did you mean 'large'?" in err
+
+
+def test_a_model_is_chosen_for_the_url_beside_a_checkpoint_and_after_compare(monkeypatch, capsys):
+    with serving(parrot, models=("small", "large")) as server, serving(parrot, models=("small", "large")) as second:
+        lines = [f"/compare {second.url} large", "one"]
+        assert chat(monkeypatch, capsys, lines, server.url)[0] == 0
+    assert (server.asked[0]["model"], second.asked[0]["model"]) == ("small", "large")
+    opened = []
+    monkeypatch.setattr("posttrain.lab.chat_models.ChatModels.check", lambda *_: None)
+    monkeypatch.setattr(
+        "posttrain.lab.chat_models.ChatModels.open",
+        lambda self, name, model=None: opened.append((name, model)) or ChatModel(name, None),
+    )
+    assert chat(monkeypatch, capsys, [], "nano", "http://127.0.0.1:9", "--model", "large")[0] == 0
+    assert opened == [("nano", None), ("http://127.0.0.1:9", "large")]
+    assert chat(monkeypatch, capsys, [], "nano", "--model", "large")[0] == 2
+
+
+def test_votes_that_could_not_be_kept_are_told_before_anything_starts(monkeypatch, capsys, tmp_path):
+    (tmp_path / "votes").mkdir()
+    status, _, err = chat(monkeypatch, capsys, [], "http://127.0.0.1:9", "--web", "--votes", str(tmp_path / "votes"))
+    assert status == 1
+    assert "cannot write" in err
+    assert "is the server running?" not in err
 
 
 def test_of_a_policy_service_the_weights_of_the_moment_answer(monkeypatch, capsys):

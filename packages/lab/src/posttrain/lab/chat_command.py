@@ -49,24 +49,28 @@ def chat(
     from posttrain.lab.chat_screen import Screen
     from posttrain.lab.chat_stream import ChatSampling
     from posttrain.lab.chat_terminal import TerminalChat, script_lines, typed_lines
+    from posttrain.llm_judge.endpoints import is_url
 
     names = [checkpoint_or_url, *([second] if second is not None else [])]
     chosen = model or []
-    if len(chosen) > len(names):
-        raise RequestError(f"--model stands {len(chosen)} times for {len(names)} server(s)")
+    servers = sum(is_url(name) for name in names)
+    if len(chosen) > servers:
+        raise RequestError(f"--model chooses among the models of a URL; it stands {len(chosen)} times for {servers}")
     if web and as_json:
         raise RequestError("--web and --json exclude each other: a page has no last line of output")
     if web:
         from posttrain.core.serving import check_address
+        from posttrain.lab.chat_votes import refuse_unwritable
 
         check_address(host, port)
+        refuse_unwritable(votes)
     script = not sys.stdin.isatty()
     with ChatModels(runs, threads or None) as models:
         for name in names:
             models.check(name)
-        print("starting…" if any("://" not in name for name in names) else "connecting…", file=sys.stderr)
-        wanted = [*chosen, *[None] * (len(names) - len(chosen))]
-        opened = distinct([models.open(name, which) for name, which in zip(names, wanted, strict=True)])
+        print("connecting…" if servers == len(names) else "starting…", file=sys.stderr)
+        wanted = iter(chosen)
+        opened = distinct([models.open(name, next(wanted, None) if is_url(name) else None) for name in names])
         sampling = ChatSampling(temperature, max_tokens, seed)
         if web:
             from posttrain.lab.chat_web import serve_page

@@ -9,10 +9,13 @@ from typing import Any
 from posttrain.lab.chat_models import ChatModel
 from posttrain.lab.chat_stream import Answer, ChatSampling
 
+CUT = ("length", "content_filter")
+"""Reasons to finish of an answer that the model did not end itself."""
+
 
 @dataclass
 class Turn:
-    """One message; `interrupted` where a person stopped it."""
+    """One message; `interrupted` where a person or the most tokens cut it short."""
 
     role: str
     content: str
@@ -51,8 +54,9 @@ class Conversation:
         stopped forgets the message too, so that it can be sent again.
         """
         for side, answer in zip(self.sides, answers, strict=True):
-            cut = interrupted and answer.finish_reason is None
-            if answer.error is None and (answer.text or not cut):
+            stopped = interrupted and answer.finish_reason is None
+            if answer.error is None and (answer.text or not stopped):
+                cut = stopped or answer.finish_reason in CUT
                 side.turns += [Turn("user", text), Turn("assistant", answer.text, cut)]
 
     def reset(self) -> None:
@@ -70,7 +74,10 @@ class Conversation:
         self.sides = self.sides[:1]
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row a side in the generic conversations format, which `posttrain.data` reads as demonstrations."""
+        """A row a side in the generic conversations format, which `posttrain.data` reads as demonstrations.
+
+        A side with an interrupted answer is marked, by which it is left out there.
+        """
         return [
             {
                 "messages": [

@@ -12,16 +12,18 @@ from typing import TextIO
 
 from posttrain.core.errors import PosttrainError, RequestError, suggest
 from posttrain.core.files import user_path, write_jsonl
-from posttrain.lab.chat_conversation import Conversation
+from posttrain.lab.chat_conversation import CUT, Conversation
 from posttrain.lab.chat_models import ChatModel
 from posttrain.lab.chat_screen import Screen
 from posttrain.lab.chat_stream import Answer, stream_answers
+from posttrain.llm_judge.endpoints import is_url
 
 HELP = """\
 /system [TEXT | off]     the system message from the next answer on; alone: show it
 /temperature [T]         0 is greedy, 1 samples from the model as it is; alone: show it
-/compare [NAME | off]    ask a second model too (checkpoint, run, URL); alone: on or off
-/save FILE               the conversation as JSON Lines, a line a model, for data.sft as it is
+/compare [NAME | off]    ask a second model too (checkpoint, run, URL [MODEL]); alone: on or off
+/save FILE               the conversation as JSON Lines, a line a model, for data.sft (which leaves out
+                         a line with an answer that was cut short)
 /reset                   forget what was said
 /help                    this list
 /exit                    leave (Ctrl-D too)
@@ -33,9 +35,13 @@ class TerminalChat:
     """One chat from the first line to the last."""
 
     def __init__(
-        self, conversation: Conversation, open_model: Callable[[str], ChatModel], screen: Screen, script: bool
+        self,
+        conversation: Conversation,
+        open_model: Callable[[str, str | None], ChatModel],
+        screen: Screen,
+        script: bool,
     ) -> None:
-        """`open_model` makes a model of what follows /compare; `script`: the first error ends the chat."""
+        """`open_model` opens a name and a URL's model; `script`: the first error ends the chat."""
         self.conversation, self._open, self._screen, self._script = conversation, open_model, screen, script
         sides = conversation.sides
         self._second = sides[1].model if len(sides) > 1 else None
@@ -94,8 +100,11 @@ class TerminalChat:
         if interrupted:
             self._screen.note("[stopped]" if any(a.text for a in answers) else "[stopped before anything came]")
         for answer in answers:
-            if answer.finish_reason == "length":
-                self._screen.note(f"[{answer.model.label}: cut at the most tokens or the end of the context]")
+            if answer.finish_reason in CUT:
+                where = "cut at the most tokens or the end of the context"
+                self._screen.note(
+                    f"[{answer.model.label}: {where if answer.finish_reason == 'length' else 'withheld'}]"
+                )
         if errors := [answer.error for answer in answers if answer.error]:
             raise errors[0]
 
@@ -117,7 +126,8 @@ class TerminalChat:
             conversation.alone()
         elif named or self._second:
             if named:
-                self._second = self._named_apart(self._open(named))
+                name, _, model = named.partition(" ") if is_url(named) else (named, "", "")
+                self._second = self._named_apart(self._open(name, model.strip() or None))
             assert self._second is not None
             conversation.compare(self._second)
         else:

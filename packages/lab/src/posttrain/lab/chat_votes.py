@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from posttrain.core.files import append_durably
+from posttrain.core.files import append_durably, disk_errors
 
 _PLACES = {"A": 0, "B": 1}
 Text = Annotated[str, Field(max_length=1 << 20)]
@@ -67,6 +67,14 @@ def store_vote(path: Path, vote: Vote, weights: dict[str, str | None]) -> None:
     """Appends a vote, on the disk when it returns; `weights` are the models' digests by label, None where not known."""
     digests: dict[str, Any] = {answer.model: weights.get(answer.model) for answer in vote.answers}
     append_durably(path, vote.model_dump() | {"weights": digests})
+
+
+def refuse_unwritable(path: Path) -> None:
+    """WorkError where no vote could be appended, before anybody casts one."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab"):
+            pass
 
 
 def count_votes(path: Path) -> int:

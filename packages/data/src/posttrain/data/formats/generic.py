@@ -1,6 +1,7 @@
 """The shapes that most datasets come in, and that posttrain itself writes.
 
-    conversations   messages: [{"role", "content"}, …]  (or ShareGPT's {"from", "value"}); else prompt, completion
+    conversations   messages: [{"role", "content"}, …]  (or ShareGPT's {"from", "value"}); else prompt, completion;
+                    one with a message with interrupted: true, an answer that was cut short, is left out
     pairs           prompt, chosen, rejected; texts or lists of messages; without a prompt, chosen and rejected are
                     whole conversations that share theirs; a row with tie: true is a vote for neither, and left out
     rankings        prompt, completions (texts, best first)
@@ -30,6 +31,8 @@ def conversation(record: Record) -> list[Message]:
     if not record.has("messages") and record.has("prompt"):
         return [*prompt_messages(record), {"role": "assistant", "content": record.text("completion")}]
     turns = messages(record, "messages")
+    if any(entry.get("interrupted") is True for entry in record["messages"]):
+        raise UnusableRow("an interrupted answer")  # its end would be learnt as one
     if turns[-1]["role"] != "assistant":
         raise record.error(f"the last message is the {turns[-1]['role']}'s; a demonstration ends with the assistant's")
     return turns
