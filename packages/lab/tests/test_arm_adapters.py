@@ -135,7 +135,12 @@ class TestRowsOfOneTable:
             if (adapter := getattr(stage.settings, "adapter", None)) is not None:
                 folder = stage.run.path / "adapter"
                 folder.mkdir()
-                said = {"r": adapter.r, "lora_alpha": adapter.alpha, "target_modules": [*adapter.target_modules]}
+                said = {
+                    "r": adapter.r,
+                    "lora_alpha": adapter.alpha,
+                    "lora_dropout": adapter.dropout,
+                    "target_modules": [*adapter.target_modules],
+                }
                 (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **said}))
         return made
 
@@ -147,7 +152,13 @@ class TestRowsOfOneTable:
         assert check_conditions(recipe_conditions([made], [0]), {"dpo": dpo}) == []
 
     @pytest.mark.parametrize(
-        ("adapter", "shown"), [("full", "null"), ("{r: 8}", '"r": 8'), ("{kind: qlora}", '"kind": "qlora"')]
+        ("adapter", "shown"),
+        [
+            ("full", "null"),
+            ("{r: 8}", '"r": 8'),
+            ("{dropout: 0.1}", '"lora_dropout": 0.1'),
+            ("{kind: qlora}", '"kind": "qlora"'),
+        ],
     )
     def test_a_row_with_another_is_refused_or_marked(self, adapter, shown, tmp_path):
         expected = recipe_conditions([plan(tmp_path, "dpo", "adapter=lora")], [0])

@@ -64,7 +64,8 @@ def evaluated(name: str, value: object) -> Callable[[Row], None]:
 
 def adapter(**changes: object) -> Callable[[Row], None]:
     """Makes the checkpoint a PEFT adapter."""
-    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["v_proj", "q_proj"], **changes}
+    modules = ["v_proj", "q_proj"]
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": modules, **changes}
     return lambda row: (row.checkpoint / "adapter_config.json").write_text(json.dumps(config)) and None
 
 
@@ -228,12 +229,20 @@ class TestMadeFrom:
 class TestAdapters:
     """With a recipe that trains adapters the table's own would be one; what differs within it is still refused."""
 
-    EXPECTED = {"adapter": {"type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}}
+    OURS = {"type": "LORA", "r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": ["q_proj", "v_proj"]}
+    EXPECTED = {"adapter": OURS}
 
     @pytest.mark.parametrize(
-        "changes", [{"r": 16}, {"lora_alpha": 32}, {"target_modules": ["q_proj"]}, {"target_modules": "all-linear"}]
+        "changes",
+        [
+            {"r": 16},
+            {"lora_alpha": 32},
+            {"lora_dropout": 0.1},
+            {"target_modules": ["q_proj"]},
+            {"target_modules": "all-linear"},
+        ],
     )
-    def test_of_another_rank_scale_or_place_are_refused(self, plans, changes):
+    def test_of_another_rank_scale_dropout_or_place_are_refused(self, plans, changes):
         adapter(**changes)(dpo(plans))
         found = recorded_conditions(dpo(plans), (0,))
         with pytest.raises(RequestError, match="dpo cannot stand in this table: adapter is .*same adapter settings"):

@@ -185,13 +185,14 @@ def _asked_adapter(arm: Arm) -> dict[str, Any] | None:
         "type": "LORA",
         "r": adapter.r,
         "lora_alpha": adapter.alpha,
+        "lora_dropout": adapter.dropout,
         "target_modules": sorted(adapter.target_modules),
     }
 
 
 def adapter_of(row: Row) -> dict[str, Any] | None:
-    """Rank, scale, target and kind of the PEFT adapter that a row's checkpoint is, or that lies merged in it and by
-    itself beside it; None for full weights."""
+    """Rank, scale, dropout, target, kind of the PEFT adapter that a row's checkpoint is, or that lies merged in it and
+    by itself beside it; None for full weights."""
     for folder in (row.checkpoint, row.checkpoint.parent / "adapter"):
         path = folder / "adapter_config.json"
         if path.exists():
@@ -206,6 +207,7 @@ def adapter_of(row: Row) -> dict[str, Any] | None:
         "type": config.get("peft_type"),
         "r": config.get("r"),
         "lora_alpha": config.get("lora_alpha"),
+        "lora_dropout": config.get("lora_dropout"),
         "target_modules": sorted(modules) if isinstance(modules, list) else modules,
     }
 
