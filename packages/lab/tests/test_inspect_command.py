@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -289,6 +290,20 @@ def test_the_cut_is_marked(recipe, monkeypatch):
     show(inspect_source(loaded, "sft", 5, 0), 5, "looked-at", Console(file=file, width=200))
     assert "⟪cut at 60⟫" in file.getvalue()
     assert "the end token is NOT trained; cut to 60" in file.getvalue()
+
+
+@pytest.mark.parametrize("colour", [{}, {"force_terminal": True, "color_system": "truecolor"}])
+def test_what_data_say_to_a_terminal_is_shown_and_not_done(recipe, monkeypatch, tmp_path, colour):
+    monkeypatch.setenv("TERM", "dumb" if not colour else "xterm")
+    said = "\x1b[2J\x1b]0;title\x07 \r over \x9b1m \u202e back"
+    rows = [{"id": f"{n}\x1b[2J", "prompt": said, "completion": said} for n in range(2)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load_recipe(recipe, [f"data.sft={{path: {tmp_path / 'rows.jsonl'}}}"])
+    file = io.StringIO()
+    show(inspect_source(loaded, "sft", 2, 0), 2, "looked-at", Console(file=file, width=200, **colour))
+    text = re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue())  # rich's own colours
+    assert not set(text) & set("\x1b\x07\r\x9b\u202e")
+    assert "\\x1b[2J\\x1b]0;title\\x07 \\r over" in text
 
 
 def test_a_part_of_a_character_is_shown_as_bytes(tokenizer):

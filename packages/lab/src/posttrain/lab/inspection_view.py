@@ -1,9 +1,10 @@
 """Inspected rows for people: what has a loss in green, what has none in grey, what is cut in red.
 
 Neighbouring tokens differ in shade, so that their borders show. Without colour each token with a loss stands in ⟦ ⟧ and
-a mark says where a row is cut.
+a mark says where a row is cut. Control characters of the data show as their codes: a terminal is not to obey them.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,13 +17,15 @@ from posttrain.lab.inspection_source import Inspected
 _TRAINED = ("bold green", "bold bright_green")
 _CONTEXT = ("grey50", "grey70")
 _CUT = ("red strike", "bright_red strike")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""All but tab and line break; and what turns the direction of the text behind it."""
 
 
 def show(inspected: Inspected, count: int, title: str, console: Console) -> None:
     """Prints the first `count` rows and the summary over all of them."""
     colour = console.color_system is not None and not console.no_color
     for number, row in enumerate(inspected.rows[:count], start=1):
-        console.rule(Text(f"row {number}: {row.id}"), align="left", style="dim")
+        console.rule(Text(_harmless(f"row {number}: {row.id}")), align="left", style="dim")
         for part_number, part in enumerate(row.parts):
             kept = row.kept if row.kept is not None else len(part.ids)
             texts = token_texts(inspected.tokenizer, part.ids)
@@ -43,8 +46,12 @@ def _tokens(texts: list[str], trained: list[bool], kept: int, colour: bool) -> I
         if place == kept and not colour:
             yield "", f"⟪cut at {kept}⟫"
         shades = _CUT if place >= kept else _TRAINED if spoken else _CONTEXT
-        visible = text.replace("\n", "⏎\n")
+        visible = _harmless(text).replace("\n", "⏎\n")
         yield shades[place % 2], f"⟦{visible}⟧" if spoken and not colour and place < kept else visible
+
+
+def _harmless(text: str) -> str:
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _about(row: InspectedRow) -> str:
