@@ -85,8 +85,15 @@ def test_adapters_go_on_top_of_the_folder_that_the_server_was_started_with(clien
     lora = {"id": "m@3", "owned_by": "vllm", "parent": "m", "root": str(tmp_path)}
     base = {"id": "m", "owned_by": "vllm", "root": str(tmp_path / "start")}
     respx.get(f"{URL}/v1/models").respond(json={"data": [lora, base]})
-    assert client.merges_into(tmp_path / "start")
-    assert not client.merges_into(tmp_path)
+    held = respx.get(f"{URL}/weight_info")
+    for answer, expected in (
+        (httpx.Response(404), True),  # nor the routes that change them
+        (httpx.Response(200, json={"weight_version": "default"}), True),
+        (httpx.Response(200, json={"weight_version": "m@4 0123456789abcdef"}), False),
+    ):
+        held.mock(return_value=answer)
+        assert client.merges_into(tmp_path / "start") is expected
+        assert not client.merges_into(tmp_path)
 
 
 @respx.mock

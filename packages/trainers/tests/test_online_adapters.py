@@ -179,6 +179,27 @@ def test_a_service_that_started_with_another_checkpoint_gets_full_weights(tmp_pa
     assert max(row["engine/mismatch_max"] for row in rows_of(loop)) < 1e-4
 
 
+def test_so_does_one_that_comes_back_with_another_checkpoint(tmp_path, policy, capsys):
+    save_checkpoint(*tiny_model(seed=5), tmp_path / "other")
+
+    class Moved(ServedPolicy):
+        asked = 0
+
+        def complete(self, *arguments, **options):
+            self.asked += 1
+            if self.asked == 2:  # the step's adapter is there, and lost with what it was for
+                self.checkpoint = tmp_path / "other"
+                self.start()
+            return super().complete(*arguments, **options)
+
+    client = Moved(policy.checkpoint)
+    loop = run(tmp_path, "grpo", policy=client)
+    client.app.state.policy.close()
+    assert [any(".lora_" in name for name in push) for push in client.pushed] == [True, True, False, False]
+    assert capsys.readouterr().err.count("full weights instead of the adapter") == 1
+    assert max(row["engine/mismatch_max"] for row in rows_of(loop)) < 1e-4
+
+
 def test_in_bf16_the_frozen_weights_are_bf16_and_what_trains_is_not(tmp_path, policy):
     loop = run(tmp_path, policy=policy, precision="bf16", old_logprobs="auto")
     for module in (loop.learners.policy, loop.learners.extra["values"]):
@@ -232,7 +253,7 @@ def test_what_is_pushed_is_what_peft_and_vllm_read(tmp_path, policy):
 
     loop = run(tmp_path, "grpo", policy=policy)
     file = tmp_path / "adapter_model.safetensors"
-    loop.learners.write_adapter(file, torch.float32)
+    loop.learners.write_adapter(file)
     with safetensors.safe_open(file, framework="pt") as opened:
         config = opened.metadata()["adapter_config.json"]
     assert json.loads(config)["peft_type"] == "LORA"

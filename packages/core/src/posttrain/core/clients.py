@@ -206,6 +206,7 @@ class PolicyClient(_Service):
     def __init__(self, url: str, api_key: str | None = None, *, model: str = "policy", **options: float) -> None:
         super().__init__(url, api_key, **options)
         self.model = model
+        self._digests: dict[Path, str] = {}
 
     def complete(
         self,
@@ -286,9 +287,11 @@ class PolicyClient(_Service):
 
     def merges_into(self, checkpoint: Path) -> bool:
         """Whether the service's version 0, which a pushed adapter is merged into, is this checkpoint; False where the
-        service does not say what it started with."""
+        service does not say what it started with. The checkpoint is read when it is first asked for."""
         base = self.models()["data"][0].get("base_sha256")
-        return bool(base) and base == digest_weights(checkpoint)
+        if checkpoint not in self._digests:
+            self._digests[checkpoint] = digest_weights(checkpoint)
+        return bool(base) and base == self._digests[checkpoint]
 
 
 class RewardClient(_Service):

@@ -24,6 +24,8 @@ from posttrain.core.wire import CONTRACT_HEADER
 
 REQUESTS_AT_ONCE = 32
 ADAPTER_CONFIG = "adapter_config.json"
+AS_STARTED = "default"
+"""The version that a server gives the weights that it was started with."""
 BROKEN = "failed to load"
 """The version that a server gets whose reload failed: vLLM 0.32 then keeps parts of the failed one among later ones."""
 EXACT_SAMPLING = {
@@ -107,10 +109,14 @@ class StockVllm(PolicyClient):
         return {"id": f"{self.model}@{version}", "sha256": digest}
 
     def merges_into(self, checkpoint: Path) -> bool:
-        """Whether the server was started with this folder: adapters go on top of that. It tells no digest, so a folder
-        of that path on another machine passes too; other weights there show in the log-probabilities."""
+        """Whether the server was started with this folder and holds it still: adapters go on top of what it holds. It
+        tells no digest, so a folder of that path on another machine passes too; other weights there show in the
+        log-probabilities."""
         roots = [model.get("root") for model in self.models()["data"] if model["id"] == self.model]
-        return any(root and Path(root).resolve() == checkpoint.resolve() for root in roots)
+        if not any(root and Path(root).resolve() == checkpoint.resolve() for root in roots):
+            return False
+        without_route = self.request("GET", "/weight_info").status_code == 404
+        return without_route or self._held() == AS_STARTED
 
     def refuse_unless_trainable(self) -> None:
         """RequestError, in one line, for what the server lacks to be trained with by full weights."""

@@ -127,7 +127,7 @@ class Learners:
             named = iter(once.values())
         write_weights(named, file, dtype)
 
-    def write_adapter(self, file: Path, dtype: torch.dtype) -> None:
+    def write_adapter(self, file: Path) -> None:
         """Writes the adapter alone, in fp32 whatever the base has: it is small, and what is added to it exact."""
         file.write_bytes(adapter_bytes(self.plain_policy()))
 

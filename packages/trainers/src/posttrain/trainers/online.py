@@ -10,11 +10,11 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from posttrain.core.clients import PolicyClient
 from posttrain.core.metrics import MetricsLog, Progress
 from posttrain.core.seeds import derive_seed
 from posttrain.data.sources import Source
@@ -32,7 +32,7 @@ from posttrain.trainers.online_settings import OnlineSettings
 from posttrain.trainers.phases import Phases
 from posttrain.trainers.quiet import quiet
 from posttrain.trainers.rewards import terminal_rewards, weighted_sum
-from posttrain.trainers.rollouts import RenderedPrompt, VersionedPolicy, WriteWeights, take_prompts
+from posttrain.trainers.rollouts import RenderedPrompt, VersionedPolicy, take_prompts
 from posttrain.trainers.run_length import Spending
 from posttrain.trainers.scored_rollouts import ScoredRollout, ScoredRollouts
 from posttrain.trainers.stage import StageInputs
@@ -51,7 +51,8 @@ class OnlineLoop:
 
     def __init__(self, method: OnlineMethod, settings: OnlineSettings, inputs: StageInputs) -> None:
         self.method, self.settings, self.inputs = method, settings, inputs
-        policy, self.reward = services(inputs)
+        self.client, self.reward = services(inputs)
+        self.told = False
         gold = [settings.gold_source] if settings.gold_source else []
         self.sources = list(dict.fromkeys([*settings.rewards, *gold]))
         self.learners = Learners(method, settings, inputs)
@@ -62,25 +63,30 @@ class OnlineLoop:
         self.position = Position(method)
         self.learners.accelerator.register_for_checkpointing(self.position)
         load_state(self.learners.accelerator, inputs.run.state)
-        self.policy = VersionedPolicy(policy, self.pushed_weights(policy), self.position.step)
+        self.policy = VersionedPolicy(self.client, self.write_pushed, self.position.step)
         self.rollouts = ScoredRollouts(self.policy, self.reward, self.sources, settings)
         self.log = MetricsLog(inputs.run.metrics_path, inputs.trackers, inputs.run.path.name)
         self.log.truncate(after_step=self.position.step - 1)
         self.steps = settings.share_of(settings.steps)
         self.spending = Spending(settings, self.log.rows())
 
-    def pushed_weights(self, policy: PolicyClient) -> WriteWeights:
-        """What is pushed: the adapter alone to a service that merges it into what this stage starts from, else all."""
+    def write_pushed(self, file: Path, dtype: torch.dtype) -> None:
+        """What is pushed: the adapter alone to a service that merges it into what this stage starts from, else all.
+
+        Asked before each push: a service that came back may have started with something else."""
         if self.settings.adapter is None:
-            return self.learners.write_full
-        if policy.merges_into(self.inputs.start):
-            return self.learners.write_adapter
-        print(
-            f"the policy service was not started with {self.inputs.start}, or does not say so: each step sends it full "
-            "weights instead of the adapter",
-            file=sys.stderr,
-        )
-        return self.learners.write_full
+            self.learners.write_full(file, dtype)
+        elif self.client.merges_into(self.inputs.start):
+            self.learners.write_adapter(file)
+        else:
+            if not self.told:
+                print(
+                    f"the policy service was not started with {self.inputs.start}, or does not say so: each step sends "
+                    "it full weights instead of the adapter",
+                    file=sys.stderr,
+                )
+            self.told = True
+            self.learners.write_full(file, dtype)
 
     def read_prompts(self, source: Source | None) -> list[RenderedPrompt]:
         """The prompts of a source, checked against the model's context."""
