@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 import yaml
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForSequenceClassification
 
 from posttrain.core.cli import run as command
 from posttrain.core.results import append_result
@@ -167,6 +169,25 @@ def test_a_reward_model_is_exported_as_a_classifier(runs, tmp_path, capsys):
     assert (head["pipeline_tag"], head["tags"]) == ("text-classification", ["posttrain", "rm", "reward-model"])
     assert "| held-out pairs, all | reward accuracy | 0.8658 ± 0.0109 | 1863 |" in text
     assert "AutoModelForSequenceClassification.from_pretrained" in text
+
+
+def test_the_card_of_a_reward_models_adapter_has_code_that_loads_it(runs, tmp_path):
+    run, _ = make_run(runs["root"], "rm", SNAPSHOT, summary={"reward_offset": -0.5})
+    model = AutoModelForSequenceClassification.from_pretrained(NANO, num_labels=1)
+    model.config.save_pretrained(run.checkpoint)
+    config = json.loads((run.checkpoint / "config.json").read_text())
+    config["architectures"] = ["Qwen2ForSequenceClassification"]
+    (run.checkpoint / "config.json").write_text(json.dumps(config))
+    lora = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["score"])
+    get_peft_model(model, lora).save_pretrained(run.path / "adapter")
+    assert export({**runs, "rm": run}, "rm", tmp_path / "out", "--adapter") == 0
+    text = card_of(tmp_path / "out")[1]
+    assert "less `reward_offset`, -0.5" in text
+    code = text.partition("```python\n")[2].partition("```")[0]
+    code = code.replace("Qwen/Qwen2.5-0.5B", str(NANO)).replace("FOLDER_OR_HUB_ID", str(tmp_path / "out"))
+    loaded = {}
+    exec(code, loaded)
+    assert loaded["model"].base_model.model.score.weight.shape == (1, 128)
 
 
 def test_a_run_without_evaluation_says_so(runs, tmp_path, capsys):

@@ -25,7 +25,7 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_HUB_ID")""",
     "adapter": """from peft import PeftModel
 from transformers import {kind}, AutoTokenizer
 
-model = PeftModel.from_pretrained({kind}.from_pretrained("{base}"), "FOLDER_OR_HUB_ID")
+model = PeftModel.from_pretrained({kind}.from_pretrained("{base}"{more}), "FOLDER_OR_HUB_ID")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_HUB_ID")""",
 }
 
@@ -116,10 +116,16 @@ def _sections(run: Exported) -> Iterator[str]:
 
 def _use(run: Exported, start: str) -> str:
     loaded = _LOADED["adapter" if run.adapter_only else "checkpoint"]
-    code = f"```python\n{loaded.format(kind=run.kind, base=run.base or start)}\n```"
-    if not run.adapter_only or run.base:
-        return code
-    return f"{code}\n\nThe adapter belongs on the checkpoint of `{start}`, which has no Hub id in the run's records."
+    scores = run.kind == "AutoModelForSequenceClassification"
+    more = ", num_labels=1" if scores else ""  # as many as its head has; the base has no head
+    parts = [f"```python\n{loaded.format(kind=run.kind, base=run.base or start, more=more)}\n```"]
+    if scores and (offset := run.provenance.get("summary", {}).get("reward_offset")):
+        parts.append(
+            f"A reward is the logit less `reward_offset`, {offset:.6g}: the mean score of the policy's own answers."
+        )
+    if run.adapter_only and not run.base:
+        parts.append(f"The adapter belongs on the checkpoint of `{start}`, which has no Hub id in the run's records.")
+    return "\n\n".join(parts)
 
 
 def _results(rows: Sequence[Mapping[str, Any]]) -> str:
