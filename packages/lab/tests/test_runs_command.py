@@ -41,6 +41,7 @@ def test_show_finds_a_run_by_the_beginning_of_its_fingerprint(tmp_path, capsys):
     run = make(tmp_path, "sft")
     shown = listed(capsys, "show", run.path.name[:5], "--runs", str(tmp_path))
     assert shown["provenance"]["cost"] == {"wall_seconds": 2.0}
+    assert listed(capsys, "show", str(run.path), "--runs", str(tmp_path)) == shown
 
 
 def test_show_of_an_unknown_run_says_where_to_look(tmp_path, capsys):

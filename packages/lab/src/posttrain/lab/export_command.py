@@ -27,7 +27,7 @@ ADAPTER = "adapter"
 
 
 def export(
-    fingerprint: Annotated[str, typer.Argument(help="The run's fingerprint or its beginning.")],
+    fingerprint: Annotated[str, typer.Argument(help="The run's folder, or its fingerprint or the beginning of it.")],
     destination: Annotated[Path, typer.Argument(help="The folder to write.")],
     adapter: Annotated[bool, typer.Option("--adapter", help="The adapter alone, without merged weights.")] = False,
     license: Annotated[str | None, typer.Option(help="The Hub's name of a licence, for the card.")] = None,

@@ -64,12 +64,13 @@ def find_runs(root: Path) -> list[Found]:
     return sorted(_found(root), key=lambda found: found.changed)
 
 
-def one_run(root: Path, fingerprint: str) -> Found:
-    """The run whose fingerprint begins so; RequestError for none or several."""
-    matches = [run for run in find_runs(root) if run.fingerprint.startswith(fingerprint[:12])]
+def one_run(root: Path, named: str) -> Found:
+    """The run with this folder, or whose fingerprint begins so; RequestError for none or several."""
+    found, folder = find_runs(root), Path(named).resolve()
+    matches = [run for run in found if run.run.path.resolve() == folder or run.fingerprint.startswith(named[:12])]
     if len(matches) != 1:
         what = "no run has" if not matches else f"{len(matches)} runs have"
-        raise RequestError(f"{what} a fingerprint that begins with '{fingerprint}'; see posttrain runs list")
+        raise RequestError(f"{what} a fingerprint that begins with '{named}'; see posttrain runs list")
     return matches[0]
 
 
@@ -89,7 +90,7 @@ def list_runs(runs: RunsFolder = RUNS, as_json: Json = False) -> None:
 
 
 def show(
-    fingerprint: Annotated[str, typer.Argument(help="The fingerprint or its beginning.")],
+    fingerprint: Annotated[str, typer.Argument(help="Its folder, or its fingerprint or the beginning of it.")],
     runs: RunsFolder = RUNS,
     as_json: Json = False,
 ) -> None:
