@@ -425,3 +425,20 @@ def test_a_checkpoint_is_served_and_its_service_ends_with_the_chat(monkeypatch, 
     assert len(pids) == 1
     assert not os.path.exists(f"/proc/{pids[0]}")
     assert not list((tmp_path / "state" / "posttrain" / "chat").iterdir())
+
+
+@pytest.mark.service
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP])
+def test_a_chat_that_is_ended_from_outside_leaves_nothing_behind(tmp_path, ending):
+    talking = [sys.executable, "-m", "posttrain.core", "chat", "nano", "--max-tokens", "4"]
+    process = subprocess.Popen(talking, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process.stdin.write(b"hello\n")
+    process.stdin.flush()
+    while "›".encode() not in os.read(process.stdout.fileno(), 1000):
+        assert process.poll() is None
+    (log,) = (tmp_path / "state" / "posttrain" / "chat").iterdir()
+    process.send_signal(ending)
+    assert process.wait(timeout=30) == 128 + ending
+    process.stdin.close()
+    process.stdout.close()
+    assert not log.exists()

@@ -1,7 +1,10 @@
 """`posttrain chat`: talk to any checkpoint, run or server, at the terminal or on a page."""
 
 import json
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -65,7 +68,7 @@ def chat(
         check_address(host, port)
         refuse_unwritable(votes)
     script = not sys.stdin.isatty()
-    with ChatModels(runs, threads or None) as models:
+    with _ended_in_order(), ChatModels(runs, threads or None) as models:
         for name in names:
             models.check(name)
         print("connecting…" if servers == len(names) else "starting…", file=sys.stderr)
@@ -85,3 +88,19 @@ def chat(
         TerminalChat(conversation, models.open, screen, script).run(lines)
         if as_json:
             print(json.dumps({"conversations": conversation.rows()}, ensure_ascii=False))
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM, and SIGHUP of a terminal that is closed, end the block as Ctrl-C does: what it started is ended and
+    tidied up."""
+
+    def leave(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
