@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from posttrain.core.errors import RequestError, suggest
 from posttrain.core.files import atomic_write_text
 from posttrain.lab.forecast import forecast, rows_of
 from posttrain.lab.gpus import find_gpu
@@ -58,8 +57,6 @@ class StagePlan:
 
 def stage_plans(folder: Path, adapter: str, sizes: CheckSizes) -> list[StagePlan]:
     """SFT, the reward model, DPO, PPO and GRPO with one adapter setting, on the rows in `folder`."""
-    if adapter not in ADAPTERS:
-        raise RequestError(f"--only: unknown '{adapter}' {suggest(adapter, ADAPTERS)}")
     file = folder / "recipe.yaml"
     atomic_write_text(file, yaml.safe_dump(_recipe(folder, adapter, sizes)))
     recipe = load_recipe(str(file))
@@ -109,6 +106,7 @@ def _recipe(folder: Path, adapter: str, sizes: CheckSizes) -> dict[str, Any]:
         "model": sizes.model,
         "adapter": adapter,
         "data": {**rows, "validation": rows["prompts"]},
+        "expected": {"tokens": {"prompt": sizes.length // 2, "pair_prompt": sizes.length // 2}},
         # Only the table of a comparison would ask for it.
         "evaluation": {"tasks": ["nano_problems"], "table": {"nano_problems/exact_match": "problems"}},
         "sft": offline,

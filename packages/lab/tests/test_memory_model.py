@@ -6,26 +6,33 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
+from trl.trainer.utils import add_fused_lm_head
 
+from posttrain.data import nano
+from posttrain.data.tokenizer import load_tokenizer
 from posttrain.lab.memory_model import (
     NF4,
     Training,
     activation_bytes,
     block_bytes_a_token,
+    cast_bytes,
     gradient_bytes,
     head_bytes,
     kept_bytes,
     kv_cache_bytes,
     optimizer_bytes,
+    scoring_bytes,
     step_bytes,
     trained_parameters,
     weight_bytes,
 )
 from posttrain.lab.model_shapes import KNOWN, ModelShape, shape_of
 from posttrain.trainers.adapters import add_adapter
+from posttrain.trainers.demonstrations import Demonstrations
 from posttrain.trainers.model_settings import LINEAR_LAYERS, Adapter
 from posttrain.trainers.optimizers import build_optimizer
 from posttrain.trainers.pair_logps import pair_layout, pair_logps, pair_rows
+from posttrain.trainers.sft import held_out_loss
 from posttrain.trainers.token_logprobs import token_logprobs
 
 CONFIG: dict[str, Any] = {
@@ -102,6 +109,21 @@ def test_logits_and_cache_of_qwen_by_hand():
     assert kv_cache_bytes(QWEN, 1) == 4 * 6144
 
 
+def test_tiled_head_of_sft_has_one_tile_of_logits_by_hand():
+    """4,096 positions and 32,768 words in bf16 are a quarter of a GiB, where all logits would be 5.8 GiB."""
+    tile, hidden, own = 2 * 4096 * 32_768, 4 * 4096 * 896, 4 * 151_936 * 896
+    lora = Training("lora", 16, LINEAR_LAYERS, bf16=True, tiled_head=True)
+    assert head_bytes(QWEN, lora, 4096) == tile + hidden
+    assert head_bytes(QWEN, lora, 8192) == tile + 2 * hidden, "more positions take turns"
+    assert head_bytes(QWEN, Training(bf16=True, tiled_head=True), 4096) == tile + hidden + own
+
+
+def test_head_that_qlora_leaves_in_fp32_has_a_bf16_copy_unless_it_is_tiled():
+    how = {"adapter": "qlora", "rank": 16, "targets": LINEAR_LAYERS, "bf16": True}
+    assert cast_bytes(QWEN, Training(**how)) == 2 * (8_798_208 + 151_936 * 896)
+    assert cast_bytes(QWEN, Training(**how, tiled_head=True)) == 2 * 8_798_208
+
+
 def test_muon_keeps_one_moment_of_the_blocks_matrices():
     saved = optimizer_bytes(SHAPE, Training()) - optimizer_bytes(SHAPE, Training(muon=True))
     assert saved == 4 * SHAPE.linear_parameters
@@ -176,6 +198,28 @@ def test_peak_of_packed_pairs_is_within_a_fifth_of_what_is_said(how):
     step()
     said = activation_bytes(SHAPE, how, rows.inputs["input_ids"].numel(), len(rows.targets))
     assert measured_peak(step) == pytest.approx(said, rel=0.2)
+
+
+def test_peak_of_trl_s_head_is_within_a_fifth_of_what_is_said():
+    """On a CPU, where it is not what trains; the tile is the same."""
+    how = Training(tiled_head=True)
+    model, ids = trained_model(how), torch.randint(0, 1000, (4, 128), generator=torch.Generator().manual_seed(1))
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+
+    def work() -> None:
+        model(input_ids=ids, labels=ids, fused_lm_head=True).loss.backward()
+
+    work()
+    assert measured_peak(work) == pytest.approx(activation_bytes(SHAPE, how, ids.numel(), ids.numel()), rel=0.2)
+
+
+def test_peak_of_held_out_demonstrations_is_within_a_fifth_of_what_is_said():
+    model, tokenizer = trained_model(Training()), load_tokenizer(nano.BASE)
+    ids = torch.randint(0, 1000, (8, 256), generator=torch.Generator().manual_seed(1)).tolist()
+    data = Demonstrations([{"input_ids": row, "labels": row} for row in ids], 0, 0)
+    held_out_loss(model, tokenizer, data, 8)
+    said = scoring_bytes(SHAPE, Training(tiled_head=True), 8 * 256)
+    assert measured_peak(lambda: held_out_loss(model, tokenizer, data, 8)) == pytest.approx(said, rel=0.2)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -10,6 +10,7 @@ from posttrain.lab.forecast import forecast, rows_of
 from posttrain.lab.forecast_remedies import remedy
 from posttrain.lab.gpus import Gpu, find_gpu
 from posttrain.lab.graph import plan_training
+from posttrain.lab.memory_model import activation_bytes, scoring_bytes
 from posttrain.lab.model_shapes import ModelShape
 from posttrain.lab.models import resolve_shape
 from posttrain.lab.plan_command import forecast_recipe
@@ -64,6 +65,50 @@ def test_steps_and_tokens_of_an_online_stage_by_hand():
     loaded = recipe(*(f"grpo.{size}" for size in sizes), "expected.tokens.prompt=30")
     work = planned(loaded, "grpo").work
     assert (work.steps, work.trained, work.generated) == (20, 10 * 32 * 80, 10 * 32 * 50)
+
+
+def test_steps_and_tokens_of_kto_by_hand():
+    """1,000 pairs are 2,000 answers, 63 batches of 32, each of half a pair's 100 tokens."""
+    loaded = recipe("kto.epochs=1", "kto.batch_size=32", "expected.tokens.pair=100")
+    work = planned(loaded, "kto", rows=1000).work
+    assert (work.steps, work.trained) == (63, 63 * 32 * 50)
+
+
+MICRO = ("micro_batch_tokens=1024", "max_new_tokens=320")
+
+
+@pytest.mark.parametrize(
+    ("arm", "sizes", "tokens", "positions"),
+    [
+        ("ppo", (*MICRO, "samples_per_prompt=1"), 1024, 819),  # 320 of 400
+        ("grpo", (*MICRO, "samples_per_prompt=8"), 1024, 910),  # two completions beside a prompt: 640 of 720
+        ("grpo", ("micro_batch_tokens=100", "max_new_tokens=320"), 400, 320),  # one that exceeds the limit alone
+    ],
+)
+def test_prompts_of_an_online_micro_batch_have_no_logits(arm, sizes, tokens, positions):
+    loaded = recipe(*(f"{arm}.{size}" for size in sizes), "expected.tokens.prompt=80")
+    found = planned(loaded, arm)
+    assert found.how is not None
+    assert found.memory["activations and logits"] == activation_bytes(QWEN, found.how, tokens, positions)
+
+
+def test_prompts_of_pairs_are_counted_once_and_have_no_logits():
+    """Four pairs of 256 tokens each side, 100 of them prompt: 100 + 2 · 156 a pair; KTO's answers have one each."""
+    sizes = ("batch_size=32", "micro_batch_size=4", "max_length=256")
+    known = "expected.tokens.pair_prompt=100"
+    dpo = planned(recipe(*(f"dpo.{size}" for size in sizes), known), "dpo")
+    kto = planned(recipe(*(f"kto.{size}" for size in sizes), known), "kto")
+    assert dpo.how is not None
+    training = activation_bytes(QWEN, dpo.how, 4 * 412, 4 * 312)
+    assert dpo.memory["activations and logits"] == training
+    assert kto.memory["activations and logits"] == activation_bytes(QWEN, dpo.how, 4 * 256, 4 * 156)
+
+
+def test_held_out_rows_may_take_more_than_a_micro_batch():
+    """As many at once as a GiB of logits holds, whatever the micro-batch is."""
+    found = planned(recipe("dpo.micro_batch_size=1", "dpo.max_length=256", "dpo.gradient_checkpointing=true"), "dpo")
+    assert found.how is not None
+    assert found.memory["activations and logits"] == scoring_bytes(QWEN, found.how, 2**28 // 151_936)
 
 
 def test_unknown_number_of_rows_leaves_memory_and_no_time():
@@ -131,9 +176,9 @@ def test_plan_command_prints_one_object_with_price_and_what_it_is(capsys):
 
 
 def test_page_for_people_says_what_does_not_fit_and_what_would(capsys):
-    assert command(["plan", "gsm8k", "sft", "--gpu", "t4", "--set", "sft.max_length=4096"]) == 0
+    assert command(["plan", "gsm8k", "dpo", "--gpu", "t4", "--set", "dpo.max_length=3072"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "sft does not fit: it would with --set sft." in said
+    assert "dpo does not fit: it would with --set dpo." in said
     assert "An estimate." in said
 
 
@@ -141,6 +186,9 @@ def test_recipe_s_price_counts_for_the_card_that_it_is_of_only():
     loaded = load_recipe("gsm8k", ["data.sft.rows=100"])
     assert forecast_recipe(loaded, ["sft"], "l4")["price"] is not None
     assert forecast_recipe(loaded, ["sft"], "h100")["price"] is None
+    other = load_recipe("gsm8k", ["data.sft.rows=100", "price.machine=one L40S"])
+    assert forecast_recipe(other, ["sft"], "l40s")["price"] is not None
+    assert forecast_recipe(other, ["sft"], "l4")["price"] is None, "another card whose name begins so"
 
 
 def test_model_whose_config_is_not_here_is_told_and_a_folder_s_is_enough(tmp_path):

@@ -1,7 +1,8 @@
 """What a recipe's stages will take on a GPU: memory part by part, steps, tokens, hours. A forecast, nothing is run.
 
 Memory is that of the largest moment: every sequence at its longest allowed, on one card that trainer and services
-share. Tokens and hours are of mean lengths where the recipe's `expected` has them, else of the longest, which is more.
+share; of a longest sequence so much is prompt, which has no logits, as `expected` says, else nothing. Tokens and hours
+are of mean lengths where the recipe's `expected` has them, else of the longest, which is more.
 """
 
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from posttrain.lab.memory_model import (
     gradient_bytes,
     kv_cache_bytes,
     optimizer_bytes,
+    scoring_bytes,
     step_bytes,
     trained_parameters,
     weight_bytes,
@@ -27,14 +29,16 @@ from posttrain.lab.recipe import Expected, Recipe
 from posttrain.lab.stage_walk import NeededStage, data_source
 from posttrain.lab.time_model import LAUNCH, compute_seconds, decode_seconds, forward_flops, training_flops
 from posttrain.rollout.settings import PolicyServiceSettings
+from posttrain.trainers.logit_batches import MOST_LOGITS
 from posttrain.trainers.model_settings import ModelSettings
 from posttrain.trainers.offline import OfflineSettings
 from posttrain.trainers.online_settings import OnlineSettings
 
 LONGEST_PROMPT = 512
 """Tokens, where neither the settings nor the recipe's `expected` say how long a prompt is."""
-ANSWERS = {"sft": 1}
-"""Sequences of an example of an offline method, where they are not two: both answers, or KTO's own and another."""
+ANSWERS = {"sft": 1, "kto": 1}
+"""Sequences of an example of an offline method that are trained, where they are not two, both answers of a pair. KTO's
+examples are single answers, two a pair."""
 NO_HEAD = frozenset({"rm"})
 """Methods that make no logits."""
 MAX_BATCH = PolicyServiceSettings.model_fields["max_batch"].default
@@ -70,9 +74,9 @@ class StageForecast:
         return sum(self.memory.values())
 
 
-def training_of(settings: ModelSettings, online: bool) -> Training:
-    """How a method's settings have the model held."""
-    adapter = settings.adapter
+def training_of(settings: ModelSettings, method: str) -> Training:
+    """How a method's settings have the model held, on a GPU."""
+    adapter, online = settings.adapter, isinstance(settings, OnlineSettings)
     return Training(
         adapter=adapter.kind if adapter else "full",
         rank=adapter.r if adapter else 0,
@@ -82,17 +86,17 @@ def training_of(settings: ModelSettings, online: bool) -> Training:
         checkpointing=settings.gradient_checkpointing,
         muon=getattr(settings, "optimizer", "adamw") == "muon",
         entropy=online,
+        tiled_head=method == "sft",
     )
 
 
 def forecast(recipe: Recipe, stage: NeededStage, shape: ModelShape, gpu: Gpu, rows: int | None) -> StageForecast:
     """`stage` on `gpu`, learning from `rows` rows (None: not known)."""
     settings = stage.settings
-    online = isinstance(settings, OnlineSettings)
-    how = training_of(settings, online) if isinstance(settings, ModelSettings) else None
+    how = training_of(settings, stage.method) if isinstance(settings, ModelSettings) else None
     memory: dict[str, int] = {}
     if how:
-        memory |= _trainer(shape, how, stage, settings)
+        memory |= _trainer(recipe.expected, shape, how, stage, settings)
     memory |= _services(recipe, shape, gpu, stage)
     work = _work(recipe, stage, shape, gpu, how, rows)
     return StageForecast(stage, how, trained_parameters(shape, how) if how else 0, memory, work)
@@ -114,22 +118,26 @@ def rows_of(recipe: Recipe, stage: NeededStage, stages: Mapping[str, NeededStage
     return said or recipe.expected.rows.get(stage.field)
 
 
-def _trainer(shape: ModelShape, how: Training, stage: NeededStage, settings: Any) -> dict[str, int]:
-    online = isinstance(settings, OnlineSettings)
+def _trainer(expected: Expected, shape: ModelShape, how: Training, stage: NeededStage, settings: Any) -> dict[str, int]:
+    online, scored = isinstance(settings, OnlineSettings), 0
     if isinstance(settings, OnlineSettings):
-        tokens = settings.micro_batch_tokens
+        tokens, positions = _online_micro_batch(expected, settings)
     elif isinstance(settings, OfflineSettings):
-        examples = settings.micro_batch_size or settings.batch_size
-        tokens = examples * settings.max_length * ANSWERS.get(stage.method, 2)
+        tokens, positions, scored = _offline_micro_batch(expected, settings, stage.method, shape)
     else:
         return {}
-    positions = 0 if stage.method in NO_HEAD else tokens
+    if stage.method in NO_HEAD:
+        positions = scored = 0
     weights, gradients, moments = (count(shape, how) for count in (weight_bytes, gradient_bytes, optimizer_bytes))
     tensors = {
         "weights": weights,
         "gradients": gradients,
         "optimiser state": moments,
-        "activations and logits": max(activation_bytes(shape, how, tokens, positions), step_bytes(shape, how, online)),
+        "activations and logits": max(
+            activation_bytes(shape, how, tokens, positions),
+            scoring_bytes(shape, how, scored),
+            step_bytes(shape, how, online),
+        ),
     }
     if online and getattr(settings, "kl_coef", 0.0) > 0:
         # Under an adapter the reference is the policy with the adapter off.
@@ -140,6 +148,28 @@ def _trainer(shape: ModelShape, how: Training, stage: NeededStage, settings: Any
         tensors["critic"] = own + gradients + moments
     reserve = round(FRAGMENTATION * sum(tensors.values()))
     return {**tensors, "allocator (10 %)": reserve, "CUDA context, trainer": CONTEXT}
+
+
+def _online_micro_batch(expected: Expected, settings: OnlineSettings) -> tuple[int, int]:
+    """Tokens of a micro-batch and those of them whose logits are made: a prompt once for its completions, and a single
+    completion that exceeds the limit alone."""
+    prompt, completion = expected.tokens.prompt or 0, settings.max_new_tokens
+    tokens = max(settings.micro_batch_tokens, prompt + completion)
+    together = min(settings.samples_per_prompt, (tokens - prompt) // completion)
+    return tokens, round(tokens * together * completion / (prompt + together * completion))
+
+
+def _offline_micro_batch(
+    expected: Expected, settings: OfflineSettings, method: str, shape: ModelShape
+) -> tuple[int, int, int]:
+    """Tokens of a micro-batch, those of them whose logits are made, and as many at most in a pass without gradients
+    (posttrain.trainers.logit_batches). The two answers of a pair have their prompt once."""
+    examples, answers = settings.micro_batch_size or settings.batch_size, ANSWERS.get(method, 2)
+    prompt = 0 if method == "sft" else min(expected.tokens.pair_prompt or 0, settings.max_length - 1)
+    answer = settings.max_length - prompt
+    alone = answer * (1 if method == "sft" else 2)
+    scored = max(alone, min(settings.batch_size * alone, MOST_LOGITS // shape.vocab_size))
+    return examples * (prompt + answers * answer), examples * answers * answer, scored
 
 
 def _services(recipe: Recipe, shape: ModelShape, gpu: Gpu, stage: NeededStage) -> dict[str, int]:
@@ -208,14 +238,20 @@ def _offline(
         return Work(None, None, None, None)
     # Of made pairs the held-out ones lie in a file of their own.
     examples = rows if stage.field == "made" else round(rows * (1 - settings.held_out))
+    if stage.method == "kto":
+        examples *= 2
     steps = settings.share_of(-(-examples // settings.batch_size) * settings.epochs)
     answers = ANSWERS.get(stage.method, 2)
-    mean = expected.tokens.sft if stage.field == "sft" else expected.tokens.pair
+    of_pair = expected.tokens.pair and expected.tokens.pair * answers // 2
+    mean = expected.tokens.sft if stage.field == "sft" else of_pair
     length = min(mean or settings.max_length * answers, settings.max_length * answers)
     tokens = steps * settings.batch_size * length
     flops = tokens * training_flops(shape, how, length // answers)
+    forward = forward_flops(shape, length // answers)
     if stage.method in ("dpo", "kto"):  # the reference's log-probabilities, once
-        flops += examples * length * forward_flops(shape, length // answers)
+        flops += examples * length * forward
+    if stage.method == "kto":  # the answer to another prompt: once by the reference, each time by the policy
+        flops += (examples * length + tokens) * forward
     return Work(steps, tokens, 0, compute_seconds(flops, gpu, how.bf16))
 
 

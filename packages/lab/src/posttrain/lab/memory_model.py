@@ -18,6 +18,8 @@ NF4 = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 of these (Dettmers et al. 2023, section 3)."""
 CONTEXT = 2**29
 """Bytes of a process's CUDA context with its libraries: about half a GiB."""
+TILE = (4096, 32_768)
+"""Positions and words of the logits that TRL 1.16's fused head has at once (its _CHUNKED_LOGPROB_CHUNK_SIZE)."""
 FRAGMENTATION = 0.1
 """Share of tensors' bytes that the caching allocator holds on top: an assumption."""
 
@@ -39,6 +41,8 @@ class Training:
     """Muon on the blocks' matrices, which keeps one moment where AdamW keeps two."""
     entropy: bool = False
     """Whether the loss also asks for the entropy of each distribution, as online methods' does."""
+    tiled_head: bool = False
+    """Whether the head never makes all logits at once, as TRL's does on a GPU in SFT."""
     mask_bytes: int = 1
     """Of an element of a dropout mask: 1 on a GPU, 4 on a CPU, where torch keeps it as numbers."""
 
@@ -76,10 +80,14 @@ def optimizer_bytes(shape: ModelShape, how: Training) -> int:
 
 
 def cast_bytes(shape: ModelShape, how: Training) -> int:
-    """bf16 copies of trained fp32 matrices, which autocast keeps from forward to backward."""
+    """bf16 copies of fp32 matrices, which autocast keeps from forward to backward: of those that train, and of the
+    head that qlora leaves in fp32. A tiled head is cast piece by piece."""
     if not how.bf16:
         return 0
-    return BF16 * (shape.matmul_parameters if how.adapter == "full" else trained_parameters(shape, how))
+    head = 0 if how.tiled_head else shape.matmul_parameters - shape.linear_parameters
+    if how.adapter == "full":
+        return BF16 * (shape.linear_parameters + head)
+    return BF16 * (trained_parameters(shape, how) + (head if how.adapter == "qlora" else 0))
 
 
 def block_bytes_a_token(shape: ModelShape, how: Training) -> int:
@@ -120,7 +128,14 @@ def kept_bytes(shape: ModelShape, how: Training, tokens: int) -> int:
 
 def head_bytes(shape: ModelShape, how: Training, positions: int) -> int:
     """Logits of so many positions, in fp32, with their gradient; in bf16 the head's own output or gradient too. With
-    entropy, log-probabilities and two of their products stand beside them (posttrain.trainers.token_logprobs)."""
+    entropy, log-probabilities and two of their products stand beside them (posttrain.trainers.token_logprobs).
+
+    A tiled head has one tile, the hidden states' gradient in fp32 and, where it trains, its own before it is added up.
+    """
+    if how.tiled_head:
+        tile = min(positions, TILE[0]) * TILE[1] * (BF16 if how.bf16 else FP32)
+        own = FP32 * shape.vocab_size * shape.hidden_size if how.adapter == "full" else 0
+        return tile + FP32 * positions * shape.hidden_size + own
     width = (5 if how.entropy else 2) * FP32 + (BF16 if how.bf16 else 0)
     return positions * shape.vocab_size * width
 
@@ -136,6 +151,14 @@ def activation_bytes(shape: ModelShape, how: Training, tokens: int, positions: i
     if how.checkpointing:
         backward += tokens * block_bytes_a_token(shape, how)
     return kept_bytes(shape, how, tokens) + cast_bytes(shape, how) + max(head_bytes(shape, how, positions), backward)
+
+
+def scoring_bytes(shape: ModelShape, how: Training, positions: int) -> int:
+    """A pass without gradients that makes logits of so many positions, as on held-out data: the logits, in bf16 the
+    head's output beside them, and a copy while they are normalised; two copies in SFT, which picks the answers' first.
+    """
+    copies = 3 * FP32 if how.tiled_head else 2 * FP32 + (BF16 if how.bf16 else 0)
+    return positions * shape.vocab_size * copies
 
 
 def step_bytes(shape: ModelShape, how: Training, fused: bool) -> int:

@@ -1,6 +1,7 @@
 """`posttrain plan RECIPE [METHOD…]`: what the stages of a recipe will take on a GPU, before anything is paid for."""
 
 import json
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -58,7 +59,7 @@ def forecast_recipe(recipe: "Recipe", methods: list[str], gpu: str, price: float
 
     card, shape = find_gpu(gpu), resolve_shape(recipe.model, recipe.revision)
     per_hour = price
-    if price is None and recipe.price and gpu.lower() in recipe.price.machine.lower():
+    if price is None and recipe.price and gpu.lower() in re.findall(r"[\w-]+", recipe.price.machine.lower()):
         per_hour = recipe.price.per_hour
     stages = needed_stages(recipe, methods)
     by_name = {stage.name: stage for stage in stages}

@@ -153,6 +153,8 @@ class ExpectedTokens(Settings):
     """A demonstration."""
     pair: int | None = Field(default=None, gt=0)
     """Both answers of a preference pair, the prompt counted with each."""
+    pair_prompt: int | None = Field(default=None, gt=0)
+    """The prompt of a preference pair; none: nothing, which is most memory."""
     prompt: int | None = Field(default=None, gt=0)
     """A prompt that is sampled from."""
     completion: int | None = Field(default=None, gt=0)
