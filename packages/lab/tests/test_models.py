@@ -93,6 +93,21 @@ def test_dry_run_without_the_model_still_says_what_it_will_take(tmp_path, capsys
     assert "note: model 'Qwen/Qwen2.5-0.5B' is not a folder here" in said.err
 
 
+def test_dry_run_of_a_model_of_another_family_goes_without_a_forecast(tmp_path, capsys, monkeypatch):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    asked = ["train", "dpo", "--recipe", "gsm8k", "--dry-run", "--json", "--runs", str(tmp_path / "runs")]
+    monkeypatch.setattr("posttrain.lab.graph.plan_training", absent)
+    assert command([*asked, "--set", f"model={tmp_path}"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["stages"] == [{"stage": "sft"}, {"stage": "dpo"}]
+    assert "models of type 'gpt2' are not counted" in found["no_forecast"]
+    assert "forecast" not in found
+
+
+def absent(*_, **__):
+    raise ModelNotHere("not here")
+
+
 def test_model_that_cannot_be_had_ends_a_run(monkeypatch):
     def away(*_, **__):
         raise OSError("no network")

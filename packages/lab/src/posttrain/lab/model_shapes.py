@@ -10,6 +10,11 @@ from typing import Any
 
 from posttrain.core.errors import RequestError
 
+
+class ShapeNotKnown(RequestError):
+    """No config.json is at hand, or it is of a kind that is not counted."""
+
+
 QKV_BIAS = {"qwen2": True, "llama": False, "mistral": False}
 """Counted families, and whether their query, key and value projections have a bias unless their config says so."""
 
@@ -112,11 +117,11 @@ class ModelShape:
 
 
 def shape_of(config: Mapping[str, Any], where: str) -> ModelShape:
-    """The shape that a config.json describes; RequestError, which starts with `where`, for a kind that is not counted
+    """The shape that a config.json describes; ShapeNotKnown, which starts with `where`, for a kind that is not counted
     or a field that is missing."""
     kind = config.get("model_type")
     if kind not in QKV_BIAS:
-        raise RequestError(f"{where}: models of type '{kind}' are not counted (only {', '.join(QKV_BIAS)} are)")
+        raise ShapeNotKnown(f"{where}: models of type '{kind}' are not counted (only {', '.join(QKV_BIAS)} are)")
     try:
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
         return ModelShape(
@@ -131,4 +136,4 @@ def shape_of(config: Mapping[str, Any], where: str) -> ModelShape:
             qkv_bias=config.get("attention_bias", QKV_BIAS[kind]),
         )
     except KeyError as missing:
-        raise RequestError(f"{where}: config.json has no {missing}; it is of no model that can be counted") from None
+        raise ShapeNotKnown(f"{where}: config.json has no {missing}; it is of no model that can be counted") from None

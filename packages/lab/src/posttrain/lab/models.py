@@ -9,7 +9,7 @@ from posttrain.core.errors import RequestError
 from posttrain.core.files import read_json
 from posttrain.core.hashing import digest_checkpoint
 from posttrain.data.tokenizer import tokenizer_changes
-from posttrain.lab.model_shapes import KNOWN, ModelShape, shape_of
+from posttrain.lab.model_shapes import KNOWN, ModelShape, ShapeNotKnown, shape_of
 from posttrain.lab.random_models import is_random, random_config, random_model
 
 NANO = "nano"
@@ -83,7 +83,7 @@ def _here(model: str) -> str:
 
 def resolve_shape(model: str, revision: str | None = None) -> ModelShape:
     """The shape of the model called `model`, from its config.json: that of a folder, of the Hub's cache, or the
-    published one of a model that recipes name. Nothing is downloaded; RequestError where none is at hand."""
+    published one of a model that recipes name. Nothing is downloaded; ShapeNotKnown where none is at hand."""
     if is_random(model):
         return shape_of(random_config(model), f"model '{model}'")
     if model == NANO or Path(model).is_dir():
@@ -100,7 +100,7 @@ def resolve_shape(model: str, revision: str | None = None) -> ModelShape:
         return shape_of(read_json(Path(cached)), f"model '{model}'")
     if model in KNOWN:
         return shape_of(KNOWN[model], f"model '{model}'")
-    raise RequestError(
+    raise ShapeNotKnown(
         f"the config.json of model '{model}' is not on this machine; fetch that one file (hf download {model} "
         "config.json), or set model to a folder that has it"
     )

@@ -64,23 +64,29 @@ def train(
 
 def _dry_run(recipe: "Recipe", method: str, seed: int, runs: Path, as_json: bool) -> None:
     """The stages with what is finished and, for a recipe that names its card, what they take there. A base that cannot
-    be had leaves the stages' names, and the reason."""
+    be had leaves the stages' names, one whose shape is not known no forecast; each with the reason."""
     from posttrain.lab.graph import plan_training
+    from posttrain.lab.model_shapes import ShapeNotKnown
     from posttrain.lab.models import ModelNotHere
     from posttrain.lab.plan_command import forecast_recipe, show_forecast
     from posttrain.lab.services import external_rewards
     from posttrain.lab.stage_walk import needed_stages
 
-    found = forecast_recipe(recipe, [method], recipe.gpu) if recipe.gpu else None
-    not_here, stages = None, [{"stage": stage.method} for stage in needed_stages(recipe, [method])]
+    found = not_here = not_known = None
+    if recipe.gpu:
+        try:
+            found = forecast_recipe(recipe, [method], recipe.gpu)
+        except ShapeNotKnown as error:
+            not_known = str(error)
+    stages = [{"stage": stage.method} for stage in needed_stages(recipe, [method])]
     try:
         stages = _stages(plan_training(recipe, method, seed, runs, external_rewards()))
     except ModelNotHere as error:
         not_here = str(error)
     if as_json:
         described = {"recipe": recipe.name, "method": method, "seed": seed, "stages": stages}
-        more = {"forecast": found} if found else {}
-        print(json.dumps(described | more | ({"model_not_here": not_here} if not_here else {})))
+        more = {"forecast": found, "model_not_here": not_here, "no_forecast": not_known}
+        print(json.dumps(described | {name: value for name, value in more.items() if value}))
         return
     for stage in stages:
         known = "fingerprint" in stage
@@ -88,6 +94,8 @@ def _dry_run(recipe: "Recipe", method: str, seed: int, runs: Path, as_json: bool
         print(f"{stage['stage']:12} {rest}")
     if not_here:
         print(f"note: {not_here}", file=sys.stderr)
+    if not_known:
+        print(f"note: no forecast: {not_known}", file=sys.stderr)
     if found:
         show_forecast(found)
 
