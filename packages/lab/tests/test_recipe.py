@@ -3,6 +3,7 @@
 import pytest
 
 from posttrain.core.errors import RequestError
+from posttrain.eval_harness.presets import preset
 from posttrain.lab.evaluations import evaluation_settings
 from posttrain.lab.recipe import load_recipe, recipe_names
 
@@ -128,3 +129,11 @@ def test_how_an_evaluation_is_posed_is_in_its_record_and_key_only_where_it_depar
     assert as_the_reference_lab.posing.label("hf") == "hf, no chat template, few-shot seed 42"
     with pytest.raises(RequestError, match="it needs chat_template"):
         load_recipe("nano", ["evaluation.chat_template=false", "evaluation.fewshot_as_multiturn=true"])
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-0.5b", "simpo-onpolicy"])
+def test_evaluation_beside_the_published_rows_is_the_preset_lab(name):
+    evaluation, lab = load_recipe(name).evaluation, preset("lab")
+    assert evaluation.posing == lab.posing
+    assert evaluation.tasks == lab.tasks
+    assert list(evaluation.columns()) == list(lab.columns.values())
