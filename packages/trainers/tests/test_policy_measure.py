@@ -13,6 +13,7 @@ from online_fakes import FakePolicy, FakeReward, StubbornPolicy, tiny_inputs, ti
 from posttrain.core.clients import Completion
 from posttrain.core.errors import WorkError
 from posttrain.data.sources import load_prompts
+from posttrain.trainers import measure as module
 from posttrain.trainers.measure import measure, sequence_kl
 from posttrain.trainers.models import load_policy, save_checkpoint
 from posttrain.trainers.rollouts import RenderedPrompt
@@ -45,6 +46,15 @@ def test_kl_is_the_sum_over_tokens_averaged_over_prompts(checkpoints):
     assert result["n"] == len(kl) == 10
     assert result["kl"]["value"] == pytest.approx(mean)
     assert result["kl"]["standard_error"] == pytest.approx(deviation / math.sqrt(10))
+
+
+def test_passes_have_no_more_logits_than_there_is_room_for(checkpoints, monkeypatch):
+    asked, vocabulary = [], load_policy(checkpoints[0]).config.vocab_size
+    monkeypatch.setattr(module, "sequence_kl", lambda *given: asked.append(given[-1]) or [0.0] * len(given[2]))
+    measured(checkpoints, FakePolicy(checkpoints[0]))
+    monkeypatch.setattr(module, "MOST_LOGITS", 100 * vocabulary)
+    measured(checkpoints, FakePolicy(checkpoints[0]))
+    assert asked == [8192, 100]
 
 
 def test_kl_of_each_item_is_that_of_a_plain_forward_pass(checkpoints):

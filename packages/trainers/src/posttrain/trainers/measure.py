@@ -19,6 +19,7 @@ from posttrain.data.chat import load_tokenizer, render_prompt
 from posttrain.data.rows import Prompt
 from posttrain.trainers.forward import Layout, completion_logprobs
 from posttrain.trainers.kl import k1
+from posttrain.trainers.logit_batches import MOST_LOGITS
 from posttrain.trainers.models import context_length, load_policy
 from posttrain.trainers.online_inputs import fitting_prompts
 from posttrain.trainers.packed_attention import read_packed
@@ -72,6 +73,7 @@ def measure(
     )
     completions = [completion for (completion,) in choices]
     scores = score_completions(reward, sources, [prompt.prompt for prompt in rendered], completions)
+    micro_batch_tokens = min(micro_batch_tokens, MOST_LOGITS // model.config.get_text_config().vocab_size)
     kl = sequence_kl(model.to(device), reference_model.to(device), rendered, completions, micro_batch_tokens)
     items = [
         {
