@@ -29,7 +29,7 @@ from online_fakes import (
 from posttrain.core.clients import Completion
 from posttrain.core.errors import RequestError, WorkError
 from posttrain.core.seeds import derive_seed
-from posttrain.trainers import ppo
+from posttrain.trainers import learners, ppo
 from posttrain.trainers.batch import Batch
 from posttrain.trainers.models import save_checkpoint
 from posttrain.trainers.online import OnlineLoop, train_online
@@ -74,6 +74,32 @@ def test_the_service_ends_with_the_weights_of_the_checkpoint(tmp_path):
     ppo.train(tiny_settings(steps=2), inputs)
     served = inputs.policy.model.state_dict()
     assert all(torch.equal(served[name], tensor) for name, tensor in weights(inputs.run).items())
+
+
+def test_what_a_kill_leaves_of_a_push_lies_in_the_runs_state_and_goes_with_the_next_save(tmp_path):
+    inputs = tiny_inputs(tmp_path)
+    (left := inputs.run.state / "posttrain-weights-of-a-killed-run").mkdir(parents=True)
+    places, push = set(), inputs.policy.push
+
+    def noting(version, weights):
+        places.add(weights.parent.parent)
+        return push(version, weights)
+
+    inputs.policy.push = noting
+    ppo.train(tiny_settings(steps=3, save_every=2), inputs)
+    assert places == {inputs.run.state}
+    assert not left.exists()
+    assert [path.name for path in inputs.run.state.iterdir()] == ["step-000002"]
+
+
+def test_a_disk_without_room_for_a_push_is_told_in_a_line(tmp_path, monkeypatch):
+    def full(*_):
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(learners, "write_weights", full)
+    inputs = tiny_inputs(tmp_path)
+    with pytest.raises(WorkError, match=f"no space left to write {inputs.run.state}"):
+        ppo.train(tiny_settings(), inputs)
 
 
 class ForgetfulPolicy(FakePolicy):

@@ -63,7 +63,8 @@ class OnlineLoop:
         self.position = Position(method)
         self.learners.accelerator.register_for_checkpointing(self.position)
         load_state(self.learners.accelerator, inputs.run.state)
-        self.policy = VersionedPolicy(self.client, self.write_pushed, self.position.step)
+        # What a killed run leaves of a push there goes with the next save, or with the state.
+        self.policy = VersionedPolicy(self.client, self.write_pushed, self.position.step, folder=inputs.run.state)
         self.rollouts = ScoredRollouts(self.policy, self.reward, self.sources, settings)
         self.log = MetricsLog(inputs.run.metrics_path, inputs.trackers, inputs.run.path.name)
         self.log.truncate(after_step=self.position.step - 1)

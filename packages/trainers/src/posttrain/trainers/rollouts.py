@@ -17,6 +17,7 @@ import torch
 
 from posttrain.core.clients import Completion, PolicyClient, StaleVersion
 from posttrain.core.errors import WorkError
+from posttrain.core.files import disk_errors
 from posttrain.core.hashing import digest_weights
 from posttrain.core.seeds import derive_seed
 from posttrain.data.rows import Prompt
@@ -58,11 +59,15 @@ class VersionedPolicy:
     the numbers are then shifted beyond the one it holds.
     """
 
-    def __init__(self, client: PolicyClient, write: WriteWeights, step: int, digest: str = "") -> None:
-        """`write` writes the current weights; they are sent from a temporary file, so that they are in memory once.
-        Nothing is sent to a service that says of what it holds that its `digest` is this."""
+    def __init__(
+        self, client: PolicyClient, write: WriteWeights, step: int, digest: str = "", folder: Path | None = None
+    ) -> None:
+        """`write` writes the current weights; they are sent from a temporary file in `folder`, None for the system's,
+        so that they are in memory once. Nothing is sent to a service that says of what it holds that its `digest` is
+        this."""
         self._client = client
         self._write = write
+        self._folder = folder
         models = client.models()
         held = held_version(models)
         self._dtype = served_dtype(models)
@@ -76,9 +81,13 @@ class VersionedPolicy:
 
     def push(self, step: int) -> None:
         """Makes the current weights the service's version of `step`."""
-        with tempfile.TemporaryDirectory(prefix="posttrain-weights-") as folder:
+        place = self._folder or Path(tempfile.gettempdir())
+        with disk_errors(place):
+            place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="posttrain-weights-", dir=place) as folder:
             file = Path(folder) / "weights.safetensors"
-            self._write(file, self._dtype)
+            with disk_errors(place):
+                self._write(file, self._dtype)
             self._client.push(step + self._shift, file)
         self._pushes += 1
 
