@@ -50,9 +50,11 @@ def test_the_prediction_is_of_the_settings_that_are_run(tmp_path, adapter):
     assert bool(plans["grpo"].predicted["reference model"]) == (adapter == "full")
 
 
-def test_an_unknown_adapter_is_refused(tmp_path):
-    with pytest.raises(RequestError, match="'lorra'"):
-        stage_plans(tmp_path, "lorra", CPU)
+def test_an_unknown_adapter_is_refused_before_any_stage_runs(monkeypatch):
+    monkeypatch.setattr(check, "run_stages", lambda *_: pytest.fail("it ran"))
+    done = CliRunner().invoke(check.app, ["--cpu", "--only", "full,lorra"])
+    assert isinstance(done.exception, RequestError)
+    assert "'lorra' (did you mean 'lora'?)" in str(done.exception)
 
 
 def test_every_row_is_as_long_as_the_settings_let_through(tmp_path):

@@ -26,7 +26,7 @@ from benchmarks.gpu.check_plan import ADAPTERS, CPU, GPU, CheckSizes, StagePlan,
 from benchmarks.gpu.check_rows import write_rows
 from benchmarks.machine import machine, slug
 from benchmarks.record import RESULTS, stamp
-from posttrain.core.errors import PosttrainError, WorkError
+from posttrain.core.errors import PosttrainError, RequestError, WorkError, suggest
 from posttrain.core.files import atomic_write_json, atomic_write_text
 from posttrain.core.supervised import SupervisedService
 from posttrain.lab.random_models import random_model
@@ -50,18 +50,21 @@ def check_device(
         if as_json:
             print(json.dumps({"skipped": reason}))
         return
+    adapters = [word.strip() for word in only.split(",")]
+    if unknown := set(adapters) - set(ADAPTERS):
+        raise RequestError(f"--only: unknown '{min(unknown)}' {suggest(min(unknown), ADAPTERS)}")
     sizes = CPU if cpu else GPU
     name = "CPU" if cpu else torch.cuda.get_device_name()
     entries: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="posttrain-gpu-check-") as folder:
-        for adapter in (word.strip() for word in only.split(",")):
+        for adapter in adapters:
             entries += run_stages(Path(folder) / adapter, adapter, sizes)
     result = {**stamp(), "device": name, "machine": machine(), "model": sizes.model, "stages": entries}
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 140)
     console.print(_table(entries, name))
     if cpu:
         console.print("two layers on a CPU: these are no measurements, and nothing was written")
-    elif only != ",".join(ADAPTERS):
+    elif set(adapters) != set(ADAPTERS):
         console.print("a part of the stages: nothing was written")
     else:
         path = out / f"{slug(name)}-stages.json"
