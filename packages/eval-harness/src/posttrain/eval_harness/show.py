@@ -36,18 +36,27 @@ class Shown:
 
 
 def item_files(path: Path, task: str | None = None) -> list[Path]:
-    """The item files that `path`, a file or an evaluation's folder, means; of one task if that is named.
+    """The item files that `path`, a file or an evaluation's folder, means; of one task or group if that is named.
 
-    RequestError when there is none.
+    A group's own file repeats the items of its tasks, whose files stand for it. RequestError when there is none.
     """
-    files = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
-    files = [file for file in files if file.name != "metrics.jsonl" and task in (None, file.stem)]
+    there = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
+    there = [file for file in there if file.name != "metrics.jsonl"]
+    members = {file.stem: _members(file, {other.stem for other in there} - {file.stem}) for file in there}
+    asked = members.get(task or "") or {task or ""}
+    files = [file for file in there if not members[file.stem] and (task is None or file.stem in asked)]
     if not files:
         of_task = f" of task {task}" if task else ""
         raise RequestError(
             f"{path} holds no item file{of_task} (<task>.jsonl); give an evaluation's folder or one file"
         )
     return files
+
+
+def _members(file: Path, tasks: set[str]) -> set[str]:
+    """The tasks of a group's file, before the ids of its items; empty for a task's own."""
+    named = {str(item.get("id", "")).partition("/")[0] for item in read_jsonl(file)} if tasks else set()
+    return named if named <= tasks else set()
 
 
 def shown_items(file: Path, include_path: Path | None = None) -> Iterator[Shown]:
@@ -66,11 +75,18 @@ def shown_items(file: Path, include_path: Path | None = None) -> Iterator[Shown]
     for item in items:
         if item["id"] not in docs:
             raise RequestError(f"{file}: task {name} has no item '{item['id']}'; was another version evaluated?")
-        yield _shown(task, name, docs[item["id"]], item)
+        try:
+            yield _shown(task, name, docs[item["id"]], item)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise RequestError(
+                f"{file}: item '{item['id']}' is not as task {name} leaves it ({type(error).__name__}: {error}); was "
+                "it edited, or another version evaluated?"
+            ) from error
 
 
 def _shown(task: Any, name: str, doc: Mapping[str, Any], item: Mapping[str, Any]) -> Shown:
     prediction, target = item.get("prediction"), task.doc_to_target(doc)
+    score = None if item["score"] is None else float(item["score"])
     if task.OUTPUT_TYPE == "multiple_choice":
         choices = task.doc_to_choice(doc)
         answer = str(choices[int(item["prediction"])])
@@ -80,4 +96,4 @@ def _shown(task: Any, name: str, doc: Mapping[str, Any], item: Mapping[str, Any]
         if samples := item.get("samples"):
             answer = "\n\n".join(f"[{sample['score']:g}] {sample['text']}" for sample in samples)
             prediction = ", ".join(str(sample["prediction"]) for sample in samples)
-    return Shown(name, item["id"], str(task.doc_to_text(doc)), str(target), answer, str(prediction), item["score"])
+    return Shown(name, item["id"], str(task.doc_to_text(doc)), str(target), answer, str(prediction), score)
