@@ -181,6 +181,39 @@ def test_show_names_the_choice_that_was_likeliest(scripted, nano_items, with_sho
     assert [(item["gold"], item["answer"]) for item in shown] == [("a", "bb"), ("c", "bb")]
 
 
+def test_show_takes_a_groups_items_from_the_files_of_its_tasks(scripted, nano_items, with_show, tmp_path, capfd):
+    nano_items([{"id": str(n), "question": f"Q{n}?", "choices": ["a", "bb"], "answer": n} for n in range(2)])
+    scripted(prefer=lambda doc, choice: -len(choice))
+    (tmp_path / "tasks").mkdir()
+    group = "group: pair\ntask: [nano_choice]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    (tmp_path / "tasks/pair.yaml").write_text(group)
+    evaluate("unused", ["pair"], include_path=tmp_path / "tasks", out_dir=tmp_path / "items")
+    assert {file.stem for file in (tmp_path / "items").glob("*.jsonl")} == {"pair", "nano_choice"}
+    for named in ([], ["--task", "pair"], ["--task", "nano_choice"]):
+        assert cli.run(["eval", "show", str(tmp_path / "items"), "--jsonl", *named]) == 0
+        shown = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+        assert [(item["task"], item["id"], item["score"]) for item in shown] == [
+            ("nano_choice", "0", 1.0),
+            ("nano_choice", "1", 0.0),
+        ]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"prediction": 7, "score": 1},
+        {"prediction": None, "score": 1},
+        {"score": 1},
+        {"prediction": 0, "score": "good"},
+    ],
+)
+def test_an_item_that_is_not_as_the_task_leaves_it_is_told_in_a_line(item, nano_items, with_show, tmp_path, capfd):
+    nano_items([{"id": "a", "question": "Q?", "choices": ["a", "bb"], "answer": 0}])
+    (tmp_path / "nano_choice.jsonl").write_text(json.dumps({"id": "a", **item}) + "\n")
+    assert cli.run(["eval", "show", str(tmp_path)]) == 2
+    assert "item 'a' is not as task nano_choice leaves it" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
@@ -199,3 +232,30 @@ def test_other_rows_are_refused_by_line(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"stage": "a"}\n')
     with pytest.raises(RequestError, match=r"t\.jsonl:1 is no row of a stage table: it has no task, accuracy, n"):
         read_stages(tmp_path / "t.jsonl")
+
+
+@pytest.mark.parametrize("half", ["", '{"stage": "dpo", "task": "gsm'])
+def test_a_row_that_a_crash_cut_short_is_passed_over_and_replaced(half, tmp_path):
+    file = tmp_path / "stages.jsonl"
+    file.write_text(half)
+    assert read_stages(file) == []
+    append_stage(file, "sft", "runs/sft", result(0.2))
+    with file.open("a") as table:
+        table.write(half)
+    assert [row["stage"] for row in read_stages(file)] == ["sft"]
+    append_stage(file, "dpo", "runs/dpo", result(0.3))
+    assert [row["stage"] for row in read_stages(file)] == ["sft", "dpo"]
+
+
+def test_a_row_whose_numbers_are_none_is_refused_by_line(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"stage": ["a"], "task": "t", "accuracy": "high", "n": 3}\n')
+    with pytest.raises(RequestError, match=r"t\.jsonl:1 is no row of a stage table: its accuracy"):
+        read_stages(tmp_path / "t.jsonl")
+    with pytest.raises(RequestError, match="the table of stages .* cannot be read"):
+        read_stages(tmp_path)
+
+
+def test_a_stages_name_is_shown_as_it_is(tmp_path, capfd):
+    append_stage(tmp_path / "t.jsonl", "sft[lora]", "runs/sft", result(0.2))
+    assert cli.run(["eval", "--append", str(tmp_path / "t.jsonl"), "--table"]) == 0
+    assert "sft[lora]" in capfd.readouterr().out

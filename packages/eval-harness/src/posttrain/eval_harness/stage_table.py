@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from posttrain.core.errors import RequestError
-from posttrain.core.files import append_durably, read_jsonl
+from posttrain.core.files import append_durably, jsonl_object
 from posttrain.eval_harness.result import TaskResult, finite
 
 COLUMNS = ("stage", "task", "accuracy", "n")
@@ -37,13 +38,26 @@ def append_stage(path: Path, stage: str, checkpoint: str, result: TaskResult) ->
 
 
 def read_stages(path: Path) -> list[dict[str, Any]]:
-    """The last row of every stage and task, in the order of their first one; RequestError for another file."""
+    """The last row of every stage and task, in the order of their first one; RequestError for another file.
+
+    A last line without its end is a row that is being written, or that a crash left; the next one takes its place.
+    """
+    try:
+        *lines, _ = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise RequestError(f"the table of stages {path} cannot be read: {error.strerror}") from None
     latest: dict[tuple[str, str], dict[str, Any]] = {}
-    for number, row in enumerate(read_jsonl(path), start=1):
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row = jsonl_object(line, path, number)
         missing = [column for column in COLUMNS if column not in row]
         if missing:
             raise RequestError(f"{path}:{number} is no row of a stage table: it has no {', '.join(missing)}")
-        latest[row["stage"], row["task"]] = row
+        told = (row["accuracy"], row.get("standard_error"), row["n"])
+        if not all(isinstance(value, int | float | None) for value in told):
+            raise RequestError(f"{path}:{number} is no row of a stage table: its accuracy, error or n is no number")
+        latest[str(row["stage"]), str(row["task"])] = row
     return list(latest.values())
 
 
@@ -58,7 +72,8 @@ def stage_table(rows: list[dict[str, Any]]) -> Table:
     for title in ("accuracy", "± SE", "n", *further):
         table.add_column(title, justify="right")
     for row in rows:
-        cells = [row["stage"], *([row["task"]] if several else [])]
+        # As text: a stage may be called sft[lora], which is no markup.
+        cells: list[str | Text] = [Text(str(row[title])) for title in ("stage", "task")[: 1 + several]]
         cells += [_number(row["accuracy"]), _number(row.get("standard_error")), str(row["n"])]
         cells += [_number(row.get("metrics", {}).get(name, {}).get("value")) for name in further]
         table.add_row(*cells)
