@@ -3,8 +3,11 @@
 import asyncio
 import hashlib
 import json
+import tempfile
 import threading
 import time
+from io import FileIO
+from pathlib import Path
 
 import httpx
 import orjson
@@ -205,6 +208,35 @@ def test_uploads_at_a_time_are_bounded(client, monkeypatch):
     refused, others = asyncio.run(crowd())
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
     assert [response.status_code for response in others] == [400] * 3  # two bytes are no weights
+
+
+def test_an_upload_has_no_name_on_the_disk_that_a_killed_service_could_leave(client, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    names = []
+
+    async def body():
+        yield b"x" * 100_000
+        names.extend(tmp_path.iterdir())
+        yield b"x"
+
+    async def put():
+        transport = httpx.ASGITransport(client.app)
+        headers = {"X-Content-SHA256": hashlib.sha256(b"x" * 100_001).hexdigest()}
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            return await http.put("/v1/models/policy@1", content=body(), headers=headers)
+
+    response = asyncio.run(put())
+    assert names == []
+    assert "not a safetensors file" in response.json()["error"]["message"]  # it was whole
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full here")
+def test_a_full_disk_is_told_and_the_old_weights_serve_on(client, monkeypatch):
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda buffering: FileIO("/dev/full", "w"))
+    headers = {"X-Content-SHA256": hashlib.sha256(b"x").hexdigest()}
+    response = client.send("PUT", "/v1/models/policy@1", content=b"x", headers=headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (507, "no_space")
+    assert client.complete(prompt=[[5]]).status_code == 200
 
 
 class Bytes:

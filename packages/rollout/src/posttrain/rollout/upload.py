@@ -9,6 +9,7 @@ import hashlib
 import re
 import tempfile
 from collections.abc import AsyncIterator, Callable
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +60,16 @@ class Uploads:
             self._coming -= 1
 
     async def _take(self, version: int, digest: str, body: AsyncIterator[bytes]) -> str:
-        with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+        # Without a name, so that nothing stays on the disk when the service is killed.
+        with tempfile.TemporaryFile(buffering=0) as file:
             # The body is read also when it will be refused: a client that cannot finish sending sees a broken
             # connection instead of the answer.
-            found = await self._store(body, Path(file.name))
+            found = await self._store(body, file)
             if found != digest:
                 raise RequestError(f"the body's SHA-256 is {found}, the header says {digest}; send it again")
             async with self._one_at_a_time:
                 if not self._refuse_or_know(version, digest):
-                    await _to_the_end(self._swap, Path(file.name), version, digest)
+                    await _to_the_end(self._swap, Path(f"/dev/fd/{file.fileno()}"), version, digest)
         return digest
 
     def _swap(self, file: Path, version: int, digest: str) -> None:
@@ -83,23 +85,24 @@ class Uploads:
             raise Conflict(f"version {version} is here already with another digest; push it as a later version")
         return version == newest
 
-    async def _store(self, body: AsyncIterator[bytes], path: Path) -> str:
-        """Writes the body to `path` and returns its SHA-256."""
+    async def _store(self, body: AsyncIterator[bytes], file: FileIO) -> str:
+        """Writes the body to `file` and returns its SHA-256."""
         sha, size = hashlib.sha256(), 0
         failure: RequestError | None = None
-        with path.open("wb") as file:
-            async for chunk in body:
-                size += len(chunk)
-                if size > self.limit or failure:
-                    failure = failure or TooLarge(f"the body is larger than {self.limit} bytes")
-                    continue
-                sha.update(chunk)
-                try:
-                    file.write(chunk)
-                except OSError as error:
-                    if error.errno != errno.ENOSPC:
-                        raise
-                    failure = NoSpace("no space is left on the service's disk for the weights; the old ones serve on")
+        async for chunk in body:
+            size += len(chunk)
+            if size > self.limit or failure:
+                failure = failure or TooLarge(f"the body is larger than {self.limit} bytes")
+                continue
+            sha.update(chunk)
+            try:
+                rest = memoryview(chunk)
+                while rest:  # a disk that fills up takes a part first
+                    rest = rest[file.write(rest) :]
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                failure = NoSpace("no space is left on the service's disk for the weights; the old ones serve on")
         if failure:
             raise failure
         return sha.hexdigest()
