@@ -2,6 +2,7 @@
 
 import math
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,16 +14,17 @@ from posttrain.core.cli import run
 from posttrain.core.clients import Completion, ScoreResult
 from posttrain.core.errors import RequestError
 from posttrain.core.files import read_jsonl
-from posttrain.core.hashing import digest_file
+from posttrain.core.hashing import digest_file, digest_weights
 from posttrain.core.results import read_results
 from posttrain.data.chat import load_tokenizer
-from posttrain.eval_harness import best_of_n_command, evaluation
+from posttrain.eval_harness import best_of_n_command, evaluation, service_backend
 from posttrain.eval_harness.best_of_n import BestOf
 from posttrain.eval_harness.best_of_n_command import connect, picking_identity
 from posttrain.eval_harness.evaluation import evaluate
 from posttrain.eval_harness.generation_tasks import generation_tasks
 from posttrain.eval_harness.model import CheckpointLM
 from posttrain.eval_harness.quiet import quiet
+from posttrain.eval_harness.service_backend import held_identity, holding
 
 PROBLEMS = [{"id": f"p{n}", "question": f"What is 40 + {n}?", "answer": f"#### 4{n}"} for n in range(5)]
 
@@ -264,6 +266,32 @@ def test_the_command_makes_the_service_hold_the_checkpoint(connected, tiny_check
     assert version_asked(chosen) == 4
     policy, chosen = connected(None, 0)  # a stock vLLM server says no digest
     assert (policy.pushed, version_asked(chosen)) == ([], None)
+
+
+def test_what_cannot_be_pushed_is_not_taken_for_what_the_service_holds(tmp_path, tiny_checkpoint):
+    shutil.copy(f"{tiny_checkpoint}/model.safetensors", tmp_path / "adapter_model.safetensors")
+    for held in ("other", ""):
+        with pytest.raises(RequestError, match="no single model.safetensors to push"):
+            holding(FakePolicyClient(held, 0), str(tmp_path))
+    with pytest.raises(RequestError, match="no single model.safetensors to push"):
+        holding(FakePolicyClient("other", 0), "org/model")
+    for part in ("model-1.safetensors", "model-2.safetensors"):
+        (tmp_path / part).write_text(part)
+    assert holding(FakePolicyClient(digest_weights(tmp_path), 2), str(tmp_path)) == 2
+    assert holding(FakePolicyClient("", 0), "org/model") == 0  # the service was started with a Hub id
+
+
+def test_what_a_service_holds_is_told_apart_and_keeps_no_password(monkeypatch):
+    def identity(url, sha256):
+        held = FakePolicyClient(sha256, 0)
+        held.close = lambda: None
+        monkeypatch.setattr(service_backend, "connect_policy", lambda _: held)
+        return held_identity(url, "tokenizer")
+
+    told = identity("http://user:secret@host:1/v", "")
+    assert told["checkpoint"] == "policy@0 at http://host:1/v"
+    assert told["fingerprint"] != identity("http://host:2/v", "")["fingerprint"]
+    assert identity("http://a", "digest")["fingerprint"] == identity("http://b", "digest")["fingerprint"]
 
 
 def test_another_reward_or_seed_is_another_result(connected):

@@ -74,6 +74,19 @@ def test_lab_is_stock_lm_evals_defaults_in_bf16_at_seed_42():
     assert on_cpu.label("hf") == "hf, no chat template, few-shot seed 42"
 
 
+def test_a_services_precision_is_not_the_presets_and_not_to_be_chosen(tiny_checkpoint):
+    assert posed(LAB, None, None, None, None, None, None, "cuda", here=False).dtype is None
+    for backend in ("service", "vllm"):
+        with pytest.raises(RequestError, match=f"--dtype float32 is for --backend hf; {backend}"):
+            evaluate(
+                tiny_checkpoint,
+                ["nano_choice"],
+                backend=backend,
+                service_url="http://127.0.0.1:9",
+                posing=Posing(dtype="float32"),
+            )
+
+
 def test_options_replace_what_a_preset_says():
     said = posed(LAB, 3, True, False, 7, 64, "float32", "cpu")
     assert said == Posing(3, True, False, 7, 64, "float32")

@@ -91,7 +91,10 @@ def evaluate_checkpoint(
         names = generated or names  # if none is left, evaluate() says what is wrong with them
     from posttrain.eval_harness.evaluation import evaluate
 
-    posing = posed(chosen, few_shot, chat_template, fewshot_as_multiturn, few_shot_seed, max_gen_toks, dtype, device)
+    here = backend == "hf" and best_of is None
+    posing = posed(
+        chosen, few_shot, chat_template, fewshot_as_multiturn, few_shot_seed, max_gen_toks, dtype, device, here
+    )
     folder = out or RUNS / "eval" / identity["fingerprint"][:12]
     store = (out or RUNS) / "metrics.jsonl"
     result = evaluate(

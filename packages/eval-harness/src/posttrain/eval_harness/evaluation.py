@@ -162,8 +162,12 @@ def _service(
 ) -> AbstractContextManager["Service | None"]:
     from posttrain.eval_harness.service_backend import running_service, vllm_service
 
+    if backend != "hf" and dtype is not None:
+        raise RequestError(
+            f"--dtype {dtype} is for --backend hf; {backend} computes in a precision of its own: leave it out"
+        )
     if backend == "vllm":
-        return vllm_service(checkpoint, dtype)
+        return vllm_service(checkpoint)
     return nullcontext() if url is None or backend == "hf" else running_service(url, checkpoint if push else None)
 
 

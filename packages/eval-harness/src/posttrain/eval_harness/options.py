@@ -22,10 +22,14 @@ def posed(
     max_gen_toks: int | None,
     dtype: str | None,
     device: str | None,
+    here: bool = True,
 ) -> Posing:
-    """The preset's posing, or the standard one, with what the options say in its place."""
+    """The preset's posing, or the standard one, with what the options say in its place.
+
+    `here`: whether this process computes; a preset's precision is not for a service, which has its own.
+    """
     base = preset.posing if preset else Posing()
-    if base.dtype is not None and dtype is None and not _on_gpu(device):
+    if base.dtype is not None and dtype is None and not (here and _on_gpu(device)):
         base = replace(base, dtype=None)
     said = {
         "few_shot": few_shot,

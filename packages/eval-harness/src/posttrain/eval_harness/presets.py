@@ -19,7 +19,7 @@ class Preset:
 
     tasks: tuple[str, ...]
     posing: Posing
-    """For a GPU; `dtype` does not hold on a CPU, which computes in float32."""
+    """For a GPU of this process; `dtype` does not hold on a CPU, which computes in float32, and for a service."""
     columns: Mapping[str, tuple[str, str]]
     """Title → task and metric."""
     seed: int

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.core.clients import PolicyClient
 from posttrain.core.errors import RequestError, WorkError
-from posttrain.core.hashing import digest_file
+from posttrain.core.hashing import digest_weights
 from posttrain.core.stock_vllm import connect_policy
 from posttrain.core.supervised import VLLM_READY_SECONDS, SupervisedService, vllm_python
 
@@ -34,7 +34,7 @@ def running_service(url: str, checkpoint: str | None) -> Iterator["Service"]:
 
 
 @contextmanager
-def vllm_service(checkpoint: str, dtype: str | None) -> Iterator["Service"]:
+def vllm_service(checkpoint: str) -> Iterator["Service"]:
     """A policy service with vLLM as its engine that ends with the block; its log is kept when it fails to start.
 
     RequestError where vLLM's environment is missing.
@@ -43,10 +43,6 @@ def vllm_service(checkpoint: str, dtype: str | None) -> Iterator["Service"]:
 
     from posttrain.eval_harness.service_lm import Service
 
-    if dtype is not None:
-        raise RequestError(
-            f"--dtype {dtype}: vLLM computes in the precision that the checkpoint was saved in; leave it out"
-        )
     python = vllm_python()
     log = Path(tempfile.mkdtemp(prefix="posttrain-eval-")) / "vllm.log"
     # vLLM's CPU build counts OMP_NUM_THREADS, and refuses to compute with another number.
@@ -67,18 +63,26 @@ def vllm_service(checkpoint: str, dtype: str | None) -> Iterator["Service"]:
 def holding(policy: PolicyClient, checkpoint: str) -> int | None:
     """The version under which the service holds this checkpoint's weights, which are pushed if it holds others.
 
-    None, the current weights taken on trust, for a stock vLLM server, which does not say what it holds, and for a
-    checkpoint that is not one file.
+    Taken on trust: a stock vLLM server, which does not say what it holds (None), and a Hub id where the service was
+    started with one, for these have no digest. RequestError where others are held and the checkpoint is not one file
+    that could be pushed (an adapter, parts).
     """
-    file = Path(checkpoint) / "model.safetensors"
     held = policy.models()["data"][0]
-    if "sha256" not in held or not file.is_file():
+    if "sha256" not in held:
         return None
     version = int(held["version"])
-    if held["sha256"] != digest_file(file):
-        version += 1
-        policy.push(version, file)
-    return version
+    known = held["sha256"] or not Path(checkpoint).is_dir()
+    if known and held["sha256"] == digest_weights(checkpoint):
+        return version
+    file = Path(checkpoint) / "model.safetensors"
+    if not file.is_file():
+        raise RequestError(
+            f"{policy.url} holds {held['id']}, of which it cannot be told that it is {checkpoint}, and that has no "
+            "single model.safetensors to push; merge it into one (posttrain runs export), or evaluate what the service "
+            "holds, by --tokenizer in place of the checkpoint"
+        )
+    policy.push(version + 1, file)
+    return version + 1
 
 
 def held_identity(url: str, tokenizer: str) -> dict[str, Any]:
@@ -87,5 +91,14 @@ def held_identity(url: str, tokenizer: str) -> dict[str, Any]:
 
     with closing(connect_policy(url)) as client:
         held = client.models()["data"][0]
-    name = str(held["id"])
-    return {"checkpoint": f"{name} at {url}", "fingerprint": digest_json([held.get("sha256", [url, name]), tokenizer])}
+    name, place = str(held["id"]), _without_credentials(url)
+    # A service that was started with a Hub id has no digest.
+    told = held.get("sha256") or [place, name]
+    return {"checkpoint": f"{name} at {place}", "fingerprint": digest_json([told, tokenizer])}
+
+
+def _without_credentials(url: str) -> str:
+    """The address as results may keep it."""
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
