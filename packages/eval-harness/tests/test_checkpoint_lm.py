@@ -95,6 +95,18 @@ def test_architecture_whose_positions_are_not_told_is_left_to_stock():
     assert not computes_in_parts(BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2)))
 
 
+def test_architecture_that_refuses_our_mask_or_turns_by_length_is_left_to_stock():
+    from transformers import FalconConfig, FalconForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    shape = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    assert not computes_in_parts(FalconForCausalLM(FalconConfig(**shape, alibi=True)).eval())
+    llama = {**shape, "intermediate_size": 16, "max_position_embeddings": 64}
+    for kind, shares in (("linear", True), ("dynamic", False)):
+        torch.manual_seed(0)
+        config = LlamaConfig(**llama, rope_scaling={"rope_type": kind, "factor": 4.0})
+        assert computes_in_parts(LlamaForCausalLM(config).eval()) is shares
+
+
 def test_without_sharing_answers_and_likelihoods_are_the_same(ours, monkeypatch):
     asked = [Instance("loglikelihood", {}, (text, " no at all"), 0, metadata=("t", 0, 1)) for text in TEXTS]
     shared = ours.loglikelihood(asked), ours.generate_until(generation(TEXTS))

@@ -16,6 +16,8 @@ from posttrain.eval_harness.column_cache import ColumnCache
 SHORTEST_PREFIX = 16
 """Tokens; to compute fewer once saves less than the copies cost."""
 
+ROPE_BY_LENGTH = {"dynamic", "longrope"}
+
 
 def forward(
     model: Any, cache: ColumnCache, ids: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor | None, keep: int
@@ -64,8 +66,9 @@ def common_prefix(sequences: Sequence[Sequence[int]]) -> tuple[int, ...]:
 def computes_in_parts(model: Any) -> bool:
     """Whether a causal model gives the numbers of a plain pass when it is computed in parts.
 
-    It must take positions, a cache and a mask of our own, and attend to everything (a sliding window or a state has no
-    such mask). That is tried on a few tokens too, since not every architecture that takes them obeys them.
+    It must take positions, a cache and a mask of our own, attend to everything (a sliding window or a state has no such
+    mask), and turn a position by the same angle however long the sequence is (dynamic RoPE and longrope do not). That
+    is tried on a few tokens too, since not every architecture that takes them obeys them.
     """
     takes = inspect.signature(model.forward).parameters
     if not {"position_ids", "past_key_values", "logits_to_keep"} <= takes.keys():
@@ -75,7 +78,14 @@ def computes_in_parts(model: Any) -> bool:
     windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     if kinds != {"full_attention"} or windowed or config._attn_implementation not in ("sdpa", "eager"):
         return False
-    return _parts_agree(model, config.vocab_size)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if {rope.get("rope_type", "default"), rope.get("type", "default")} & ROPE_BY_LENGTH:
+        return False
+    try:
+        return _parts_agree(model, config.vocab_size)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError):
+        # An architecture of its own way with masks or caches (Falcon's alibi) says so in many words.
+        return False
 
 
 @torch.inference_mode()
