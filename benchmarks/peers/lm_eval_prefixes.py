@@ -4,7 +4,8 @@ A random Qwen2 of hidden size 256 and 8 layers with nano's tokenizer, float32, o
 mc2 (its primer is in every prompt) and GSM8K (5-shot) of POSTTRAIN_DATA, without it on nano's tasks with five examples.
 Both are called as anybody would, `evaluate()` and `simple_evaluate(model="hf")`, on the same rows; loading counts for
 both. Item by item they must find the same, which is checked first. What favours stock: a vocabulary of 1,024, for the
-logits that it computes at every place cost little, and a GSM8K that is cut to 64 new tokens. Ends with one JSON object.
+logits that it computes at every place cost little, and a GSM8K that is cut to 64 new tokens, whose examples are others
+for each item, so that prompts share nothing there and both do the same work. Ends with one JSON object.
 
     POSTTRAIN_DATA=… python -m benchmarks.peers.lm_eval_prefixes [--limit 64] [--rounds 6] [--threads 2]
 """
