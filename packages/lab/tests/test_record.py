@@ -137,6 +137,22 @@ def test_page_says_what_the_comparison_took_and_goes_on_saying_it(published, row
     assert json.loads((published / "nano.json").read_text())["took"] == took
 
 
+def test_rows_of_others_stand_beside_ours_marked_and_go_on_standing_there(published, rows):
+    (published / "published").mkdir()
+    (published / "published" / "lab.yaml").write_text(
+        "title: A table\nsource: a lab\ntasks: {t: {n: 101, metric: task/acc}}\n"
+        "rows: [{name: theirs, accuracies: {t: 0.5}}, {name: other, accuracies: {t: 0.4}}]\n"
+        "claims: [{method: theirs, over: other}]\n"
+    )
+    publish_table(published, "nano", table_of(*rows), {**DESCRIBED, "with_published": {"task/acc": "acc"}}, [])
+    retract(published, "cccccccc", "too long")
+    page, record = (published / "nano.md").read_text(), json.loads((published / "nano.json").read_text())
+    assert "theirs (published, not measured here)" in page
+    assert "0.5000 ± 0.0500" in page, "√(.25 / 100)"
+    assert [row["method"] for row in record["published"][0]["rows"]] == ["theirs", "other"]
+    assert "theirs" not in {row["method"] for row in record["rows"]}
+
+
 def test_what_was_retracted_stays_said_when_the_rest_is_published_again(published, rows):
     retract(published, "cccc", "its data had leaked")
     publish_table(published, "nano", table_of(rows[0], rows[1], rows[3]), DESCRIBED, [])

@@ -26,6 +26,7 @@ from posttrain.lab.published_metrics import (
     retract_metrics,
     retracted_rows,
 )
+from posttrain.lab.published_tables import FOLDER, Beside, published_beside
 from posttrain.lab.render import markdown
 from posttrain.lab.table import Scores, Table, TableRow, build_table
 
@@ -44,7 +45,8 @@ def publish_table(
     row that was retracted and is not among `reinstated` (config_hash to why it comes back).
 
     `described` is what stands in the JSON beside the table: recipe, commands, stages, what it took (see elapsed) where
-    that is known. `pictures` are copied.
+    that is known, and `with_published`, the recipe's `table`, where published rows are to stand beside. `pictures` are
+    copied.
     """
     place = folder / f"{name}.json"
     before = read_json(place) if place.exists() else {"rows": [], "retracted": []}
@@ -172,9 +174,23 @@ def _write(folder: Path, name: str, table: Table, described: Mapping[str, Any]) 
     gone = "".join(f"- {_said(note)}\n" for note in described["retracted"])
     retracted = f"\n## Retracted\n\n{gone}" if gone else ""
     title = f"# {described['recipe']}: {described['title']}"
-    page = f"{title}\n\nMade by\n\n{commands}\n\n{took}{markdown(table)}{pictures}{retracted}"
+    beside = _beside(folder, described)
+    page = f"{title}\n\nMade by\n\n{commands}\n\n{took}{markdown(table, beside)}{pictures}{retracted}"
     atomic_write_text(folder / f"{name}.md", page)
-    atomic_write_json(folder / f"{name}.json", {**described, **as_json(table)})
+    published = {"published": [each.plain() for each in beside]} if beside else {}
+    atomic_write_json(folder / f"{name}.json", {**described, **as_json(table), **published})
+
+
+def _beside(folder: Path, described: Mapping[str, Any]) -> list[Beside]:
+    """What others have published, for a record that was made with it and as long as that lies there."""
+    titles = described.get("with_published")
+    if not titles or not any((folder / FOLDER).glob("*.yaml")):
+        return []
+    columns = {}
+    for key, title in titles.items():
+        task, _, metric = key.partition("/")
+        columns[task, metric] = title
+    return published_beside(folder, columns)
 
 
 def _said(note: Mapping[str, Any]) -> str:

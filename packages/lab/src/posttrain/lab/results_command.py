@@ -46,6 +46,10 @@ def publish(
     rows: Rows = None,
     allowed: Allowed = None,
     budget: Budget = None,
+    with_published: Annotated[
+        bool,
+        typer.Option("--with-published", help="Show the rows of results/published beside ours, as compare does."),
+    ] = False,
     name: Annotated[
         str | None, typer.Option(help="The record's name; none: recipe, methods and budget.", show_default=False)
     ] = None,
@@ -72,6 +76,7 @@ def publish(
     from posttrain.lab.elapsed import all_work, elapsed
     from posttrain.lab.plots import draw_plots
     from posttrain.lab.published_metrics import merge_metrics
+    from posttrain.lab.published_tables import published_beside
     from posttrain.lab.recipe import load_recipe
     from posttrain.lab.record import publish_table
 
@@ -79,6 +84,8 @@ def publish(
         raise RequestError("--reinstate HASH and --why REASON go together: what comes back comes back for a reason")
     given = recipe_overrides(overrides, budget)
     loaded = load_recipe(recipe, given)
+    if with_published:
+        published_beside(to, loaded.evaluation.columns())  # told before anything is written
     root = runs.absolute()
     plans = plan_comparison(loaded, methods, seeds, root)
     refuse_unheeded(loaded, [plan.method for plan in plans], given)
@@ -93,13 +100,14 @@ def publish(
     parts = [*([] if methods is None else arms), *([budget] if budget else [])]
     record = name or "-".join([loaded.name, *([slug(" ".join(parts))] if parts else [])])
     took = elapsed(root / loaded.name, command, all_work(plans, more))
-    commands = [judging_command(command, table)]
+    commands = [judging_command(command, table) + (" --with-published" if with_published else "")]
     described = {
         "recipe": loaded.name,
         "title": "every method from one base" if len(arms) > 1 else arms[0],
         "commands": commands,
         "took": took.plain() if took else None,
         "stages": _stages(plans, more),
+        **({"with_published": loaded.evaluation.table} if with_published else {}),
     }
     entries = [*entries_of(plans), *more]
     chosen = _evaluations(entries, runs)
