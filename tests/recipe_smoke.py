@@ -36,7 +36,9 @@ def small_recipe(name: str) -> Recipe:
 def small(name: str) -> list[str]:
     """The overrides that make a recipe small."""
     recipe = load_recipe(name)
-    changes = ["model=random:qwen2-tiny", "threads=1", "on_policy.chunk_prompts=8", "on_policy.max_new_tokens=24"]
+    # What `auto` is on a GPU; on a CPU it would compile its own kernel first.
+    changes = ["model=random:qwen2-tiny", "engine=torch", "threads=1"]
+    changes += ["on_policy.chunk_prompts=8", "on_policy.max_new_tokens=24"]
     changes += ["evaluation.policy_prompts=4", "evaluation.policy_max_tokens=24", "evaluation.limit=2"]
     changes += [f"best_of_n.{change}" for change in ("n=2", "samples_per_prompt=2")]
     changes += [f"on_policy.max_prompt_tokens={LONGEST}", f"best_of_n.max_prompt_tokens={LONGEST}"]

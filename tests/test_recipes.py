@@ -10,12 +10,18 @@ import pytest
 
 from posttrain.core.cli import run as command
 from posttrain.core.files import read_jsonl
+from posttrain.lab.forecast import forecast, rows_of
+from posttrain.lab.gpus import find_gpu
 from posttrain.lab.graph import plan_training
+from posttrain.lab.models import resolve_shape
 from posttrain.lab.pipeline import Options, run_one, run_services
 from posttrain.lab.plan import Stage
 from posttrain.lab.recipe import recipe_names
+from posttrain.lab.stage_walk import needed_stages
+from posttrain.trainers.offline import OfflineSettings
 from tests.recipe_smoke import RECIPES, mirror, small_recipe
 
+TINY, L4 = resolve_shape("random:qwen2-tiny"), find_gpu("l4")
 pytestmark = [pytest.mark.service, pytest.mark.long]
 
 
@@ -53,6 +59,20 @@ def check(stage: Stage) -> None:
     assert all(math.isfinite(value) for value in numbers)
 
 
+def check_steps(recipe: str, arm: str, stages: list[Stage]) -> None:
+    """Offline stages on rows that are there take as many steps as `posttrain plan` says."""
+    small = small_recipe(recipe)
+    needed = {stage.name: stage for stage in needed_stages(small, [arm])}
+    said = {
+        stage.method: forecast(small, stage, TINY, L4, rows_of(small, stage, needed)).work.steps
+        for stage in needed.values()
+        if isinstance(stage.settings, OfflineSettings) and stage.field != "made"
+    }
+    for stage in stages:
+        if stage.method in said:
+            assert stage.run.provenance()["summary"]["steps"] == said[stage.method], f"{arm}: {stage.method}"
+
+
 def test_climb_runs_all_five_stages(tmp_path):
     """Base → SFT → DPO → PPO → GRPO, each from the one before."""
     stages = run_arm("gsm8k", "grpo", tmp_path)
@@ -61,6 +81,7 @@ def test_climb_runs_all_five_stages(tmp_path):
         assert after.start == before.run.checkpoint
     for stage in stages:
         check(stage)
+    check_steps("gsm8k", "grpo", stages)
 
 
 @pytest.mark.slow
@@ -68,7 +89,9 @@ def test_climb_runs_all_five_stages(tmp_path):
 def test_recipe_runs_every_stage(tmp_path, recipe):
     done: dict[str, Stage] = {}
     for arm in RECIPES[recipe]:
-        done |= {stage.identity.fingerprint: stage for stage in run_arm(recipe, arm, tmp_path)}
+        stages = run_arm(recipe, arm, tmp_path)
+        check_steps(recipe, arm, stages)
+        done |= {stage.identity.fingerprint: stage for stage in stages}
     for stage in done.values():
         check(stage)
 

@@ -311,9 +311,10 @@ def parse_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
     blocks = {key: value or {} for key, value in mapping.items() if key in methods}
     recipe = validate(Recipe, {**sections, "blocks": blocks}, where)
     # Methods first: what is wrong in a section is told of the section, not of a variant that takes it over.
+    arms = [*methods, *recipe.variants]
     for section, name in [*(("tuned", name) for name in recipe.tuned), *(("grids", name) for name in recipe.grids)]:
-        if name not in recipe.arm_names():
-            known = suggest(name, recipe.arm_names())
+        if name not in arms:
+            known = suggest(name, arms)
             raise RequestError(f"{where}: {section}.{name}: unknown method '{name}' {known}; remove or rename it")
     for name in dict.fromkeys(
         [*recipe.blocks, *recipe.tuned, *recipe.grids, *recipe.variants, *(recipe.compare or ())]
