@@ -55,7 +55,7 @@ def test_a_service_that_holds_the_checkpoint_is_sent_nothing(start):
     assert client.pushed == [1]
 
 
-def test_a_service_that_lost_the_checkpoint_to_another_gets_it_again(start, tmp_path):
+def test_a_service_that_holds_another_checkpoint_is_sent_this_one(start, tmp_path):
     save_checkpoint(*tiny_model(seed=5), tmp_path / "other")
     client = TellingPolicy(tmp_path / "other")
     policy = fixed_policy(client, start)
@@ -64,6 +64,20 @@ def test_a_service_that_lost_the_checkpoint_to_another_gets_it_again(start, tmp_
     assert torch.equal(
         client.sent["model.norm.weight"], safetensors.torch.load_file(start / "model.safetensors")["model.norm.weight"]
     )
+
+
+@pytest.mark.parametrize("version", [0, 3], ids=["it came back with another", "somebody pushed another"])
+def test_a_service_that_held_the_checkpoint_and_lost_it_is_sent_it(start, tmp_path, version):
+    save_checkpoint(*tiny_model(seed=5), tmp_path / "other")
+    client = TellingPolicy(start)
+    policy = fixed_policy(client, start)
+    expected = sample(policy)
+    client.model, client.version = load_policy(tmp_path / "other").eval(), version
+    client.says["sha256"] = digest_weights(tmp_path / "other")
+    assert sample(policy) == expected
+    assert (client.pushed, policy.repeated_pushes) == ([version + 1], 1)
+    assert sample(policy) == expected
+    assert len(client.pushed) == 1
 
 
 def test_full_weights_are_sent_in_what_the_service_computes_in(start):

@@ -74,8 +74,9 @@ class VersionedPolicy:
         self._shift = 0 if held < step else held + 1 - step
         self._lock = threading.Lock()
         self._pushes = 0
+        self._found = ""
         if digest and _current(models).get("sha256") == digest:
-            self._shift, self._pushes = held - step, 1
+            self._shift, self._pushes, self._found = held - step, 1, digest
         self.repeated_pushes = 0
         """How often the weights had to be pushed again because the service had lost them."""
 
@@ -90,6 +91,7 @@ class VersionedPolicy:
                 self._write(file, self._dtype)
             self._client.push(step + self._shift, file)
         self._pushes += 1
+        self._found = ""
 
     def complete(
         self, prompts: Sequence[list[int]], step: int, *, n: int, max_tokens: int, temperature: float, seed: int
@@ -104,7 +106,7 @@ class VersionedPolicy:
                     self.push(step)
                 pushes = self._pushes
             try:
-                return self._client.complete(
+                found = self._client.complete(
                     prompts,
                     version=step + self._shift,
                     n=n,
@@ -112,15 +114,23 @@ class VersionedPolicy:
                     temperature=temperature,
                     seed=seed,
                 )
+                self._refuse_another_start()
+                return found
             except StaleVersion:
                 with self._lock:
                     if self._pushes == pushes:  # otherwise another thread has done it since
+                        self._shift = max(self._shift, held_version(self._client.models()) + 1 - step)
                         self.push(step)
                         self.repeated_pushes += 1
         raise WorkError(
             f"the policy service lost the weights of step {step} {MAX_PUSHES} times; "
             "does something else push to it, or does it run out of memory?"
         )
+
+    def _refuse_another_start(self) -> None:
+        """StaleVersion where nothing was pushed, and the service came back with another checkpoint of that number."""
+        if self._found and _current(self._client.models()).get("sha256") != self._found:
+            raise StaleVersion("the service started anew, with other weights")
 
 
 def fixed_policy(client: PolicyClient, checkpoint: Path) -> VersionedPolicy:
