@@ -35,8 +35,8 @@ class Demonstrations:
 def labelled(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> tuple[list[int], list[int]]:
     """The ids and labels of a whole conversation, of one length.
 
-    RequestError when the mask is all zeros or all ones, or when the end token of an answer gets no loss (the model would
-    never learn to stop).
+    RequestError when the mask is all zeros or all ones, or when the end token of an answer gets no loss: the model
+    would never learn to stop.
     """
     try:
         ids, mask = render_conversation(tokenizer, conversation["messages"])
