@@ -10,7 +10,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from posttrain.core.cli import run
-from posttrain.core.errors import RequestError
+from posttrain.core.errors import RequestError, WorkError
 from posttrain.core.files import read_jsonl
 from posttrain.core.results import append_result, read_results
 from posttrain.eval_harness.catalog import NANO_TASKS, TASK_FOLDER
@@ -109,6 +109,23 @@ def test_stock_lm_eval_runs_the_task_files_to_the_same_values(evaluated, tiny_ch
     stock_error = raw["results"]["nano_instructions"]["prompt_level_strict_acc_stderr,none"]
     error = result["nano_instructions"].metrics["prompt_level_strict_acc"].standard_error
     assert stock_error == pytest.approx(error, abs=1e-6)
+
+
+def test_what_was_done_before_a_service_ended_is_kept_and_told(scripted, tmp_path):
+    def say(doc):
+        raise WorkError("http://policy did not answer within 120 s; is the service running?")
+
+    scripted(say=say, prefer=lambda doc, choice: -len(choice))
+    wish = {
+        "limit": 3,
+        "out_dir": tmp_path,
+        "results_path": tmp_path / "metrics.jsonl",
+        "identity": {"fingerprint": "f"},
+    }
+    with pytest.raises(WorkError, match=r"is the service running\? \(what was done before is kept: nano_choice\)"):
+        evaluate("unused", ["nano_choice", "nano_problems"], **wish)
+    assert len(read_jsonl(tmp_path / "nano_choice.jsonl")) == 3
+    assert [row["task"] for row in read_results(tmp_path / "metrics.jsonl")] == ["nano_choice"]
 
 
 def test_departures_from_the_standard_evaluation_are_in_the_key():

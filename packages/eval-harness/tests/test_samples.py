@@ -117,6 +117,13 @@ def test_tasks_of_given_answers_are_refused(scripted):
         evaluate("unused", ["nano_choice"], samples=Samples(2))
 
 
+def test_groups_are_refused_for_their_value_would_be_of_one_sample(scripted, tmp_path):
+    scripted()
+    (tmp_path / "pair.yaml").write_text("group: pair\ntask: [nano_problems, nano_instructions]\n")
+    with pytest.raises(RequestError, match="pair is a group: name its tasks"):
+        evaluate("unused", ["pair"], samples=Samples(2), include_path=tmp_path)
+
+
 def test_samples_of_a_checkpoint_depend_on_seed_and_item_alone(tiny_checkpoint):
     def texts(seed, limit, batch_size=64):
         task = evaluate(

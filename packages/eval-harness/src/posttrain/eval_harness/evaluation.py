@@ -10,14 +10,14 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.core.errors import RequestError, suggest
+from posttrain.core.errors import RequestError, WorkError, suggest
 from posttrain.core.results import append_result
 from posttrain.eval_harness.catalog import load_tasks
 from posttrain.eval_harness.generation_tasks import refuse_likelihood_tasks
 from posttrain.eval_harness.posing import Posing
 from posttrain.eval_harness.quiet import quiet
 from posttrain.eval_harness.raw_results import read_group, read_task
-from posttrain.eval_harness.result import EvaluationResult, write_items
+from posttrain.eval_harness.result import EvaluationResult, TaskResult, write_items
 from posttrain.eval_harness.sample_results import with_samples
 from posttrain.eval_harness.samples import Samples
 
@@ -61,7 +61,8 @@ def evaluate(
     generation tasks only, under the backend `best_of_<n>`. `identity` should then tell apart what picks, too.
     samples: instead of one greedy answer, several, told by pass@k and maj@k; generation tasks only.
     out_dir: writes `<task>.jsonl`, an object an item. results_path: appends one row a task to that results store;
-    `identity` is merged into the rows and must then hold "fingerprint".
+    `identity` is merged into the rows and must then hold "fingerprint". Both as soon as a task is done (the tasks of
+    groups: all of them), so that who is interrupted keeps the tasks before.
 
     RequestError for a wrong request: unknown task or backend, no items, no checkpoint or tokenizer, missing data, a
     task that asks for likelihoods with `best_of` or `samples`.
@@ -75,43 +76,42 @@ def evaluate(
         loaded = load_tasks(tasks, include_path)
         if best_of is not None or samples is not None:
             refuse_likelihood_tasks(loaded["tasks"], "a sampled answer" if samples else "best of n")
+        if samples is not None and loaded["groups"]:
+            raise RequestError(f"--samples tells of tasks; {next(iter(loaded['groups']))} is a group: name its tasks")
+        label = posing.label(best_of.backend if best_of else backend) + (f", {samples.label}" if samples else "")
         for task in loaded["tasks"].values():
             _configure(task, posing, samples)
         service = stack.enter_context(_service(backend, str(checkpoint), service_url, push, posing.dtype))
         model = _model(str(checkpoint), batch_size, device, revision, best_of, service, posing.dtype)
         model.samples = samples
-        raw = evaluator.evaluate(
-            lm=model,
-            task_dict=loaded,
-            limit=limit,
-            log_samples=True,
-            apply_chat_template=posing.apply_chat_template,
-            fewshot_as_multiturn=posing.as_turns,
-        )
-    label = posing.label(best_of.backend if best_of else backend) + (f", {samples.label}" if samples else "")
-    results = {
-        name: read_task(name, task, raw, limit, label, model.finish_reasons) for name, task in loaded["tasks"].items()
-    }
-    if samples is not None:
-        results = {
-            name: with_samples(result, loaded["tasks"][name], raw, samples, model.sample_reasons)
-            for name, result in results.items()
-        }
-    for name, group in loaded["groups"].items():
-        results[name] = read_group(name, group, raw, limit, label, results)
-    result = EvaluationResult(
+        results: dict[str, TaskResult] = {}
+        for part in _parts(loaded):
+            try:
+                raw = evaluator.evaluate(
+                    lm=model,
+                    task_dict=part,
+                    limit=limit,
+                    log_samples=True,
+                    apply_chat_template=posing.apply_chat_template,
+                    fewshot_as_multiturn=posing.as_turns,
+                )
+            except WorkError as error:
+                kept = ", ".join(name for name in results if out_dir is not None or results_path is not None)
+                raise WorkError(f"{error} (what was done before is kept: {kept})" if kept else str(error)) from error
+            done = _read(part, raw, model, limit, label, samples)
+            for task_result in done.values():
+                if out_dir is not None:
+                    write_items(task_result, Path(out_dir))
+                if results_path is not None:
+                    append_result(results_path, task_result.row(identity or {}))
+            results |= done
+    return EvaluationResult(
         checkpoint=str(checkpoint),
         tasks=results,
         requested=_requested(tasks, loaded),
         seconds=time.monotonic() - started,
         notes=(*([best_of.note] if best_of else []), *_notes(model)),
     )
-    for task_result in results.values():
-        if out_dir is not None:
-            write_items(task_result, Path(out_dir))
-        if results_path is not None:
-            append_result(results_path, task_result.row(identity or {}))
-    return result
 
 
 def backend_label(backend: str, apply_chat_template: bool = True, max_gen_toks: int | None = None) -> str:
@@ -141,6 +141,28 @@ def _check(
         raise RequestError(f"--batch-size {batch_size} holds no item; give 1 or more")
     if results_path is not None and "fingerprint" not in (identity or {}):
         raise ValueError("rows of the results store need identity['fingerprint']")
+
+
+def _parts(loaded: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What is evaluated at a time: a task, since each is batched by itself anyway; the tasks of groups together."""
+    grouped = {task.task_name for group in loaded["groups"].values() for task in group.get_all_tasks()}
+    together = {name: task for name, task in loaded["tasks"].items() if name in grouped}
+    parts = [{"tasks": {name: task}} for name, task in loaded["tasks"].items() if name not in grouped]
+    return [*parts, *([{**loaded, "tasks": together}] if together else [])]
+
+
+def _read(
+    part: Mapping[str, Any], raw: Any, model: Any, limit: int | None, label: str, samples: Samples | None
+) -> dict[str, TaskResult]:
+    """The results of a part's tasks and groups by name."""
+    results = {}
+    for name, task in part["tasks"].items():
+        results[name] = read_task(name, task, raw, limit, label, model.finish_reasons)
+        if samples is not None:
+            results[name] = with_samples(results[name], task, raw, samples, model.sample_reasons)
+    for name, group in part.get("groups", {}).items():
+        results[name] = read_group(name, group, raw, limit, label, results)
+    return results
 
 
 def _configure(task: Any, posing: Posing, samples: Samples | None) -> None:
