@@ -111,6 +111,18 @@ def test_stock_lm_eval_runs_the_task_files_to_the_same_values(evaluated, tiny_ch
     assert stock_error == pytest.approx(error, abs=1e-6)
 
 
+def test_brackets_in_names_are_shown_and_are_no_markup(scripted, tiny_checkpoint, tmp_path, capfd):
+    scripted(prefer=lambda doc, choice: -len(choice))
+    folder = tmp_path / "lr[/red]"
+    folder.mkdir(parents=True)  # the slash makes two folders, and a closing tag of their path
+    (folder / "sft[lora]").symlink_to(tiny_checkpoint)
+    arguments = ["--tasks", "nano_choice", "--limit", "2", "--out", str(folder / "out")]
+    assert run(["eval", str(folder / "sft[lora]"), *arguments]) == 0
+    out, _ = capfd.readouterr()
+    assert str(folder / "sft[lora]") in out
+    assert f"items in {folder / 'out'}/" in out
+
+
 def test_what_was_done_before_a_service_ended_is_kept_and_told(scripted, tmp_path):
     def say(doc):
         raise WorkError("http://policy did not answer within 120 s; is the service running?")

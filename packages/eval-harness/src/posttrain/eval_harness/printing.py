@@ -24,13 +24,14 @@ def print_result(
         for metric, estimate in task.metrics.items():
             error = "" if estimate.standard_error is None else f"{estimate.standard_error:.4f}"
             table.add_row(f"  {metric}", f"{estimate.value:.4f}", error)
-    console.print(result.checkpoint, highlight=False, soft_wrap=True)
+    console.print(result.checkpoint, markup=False, highlight=False, soft_wrap=True)
     console.print(table)
     if preset is not None:
         console.print(_columns(preset.cells(result)))
     for note in result.notes:
-        console.print(f"note: {note}")
-    console.print(f"{result.seconds:.1f} s; items in {folder}/, results in {store}", highlight=False, soft_wrap=True)
+        console.print(f"note: {note}", markup=False)
+    told = f"{result.seconds:.1f} s; items in {folder}/, results in {store}"
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def as_object(
