@@ -140,6 +140,27 @@ def test_as_many_at_once_as_the_limit_says_and_both_orders_near_each_other(store
     assert all(second - first == 1 for first, second in places.values())
 
 
+def test_answers_that_wait_for_the_disk_may_leave_their_places_to_others(store, monkeypatch):
+    waiting, most = 0, 0
+    keep = Store.aput
+
+    async def slow(self, judgement, game):
+        nonlocal waiting, most
+        waiting += 1
+        most = max(most, waiting)
+        await asyncio.sleep(0.02)
+        waiting -= 1
+        return await keep(self, judgement, game)
+
+    monkeypatch.setattr(Store, "aput", slow)
+    judge, games = FakeJudge(seconds=0.01), both(*map(comparison, range(30)))
+    limits = Limits(LimitSettings(concurrency=4, unkept=6))
+    report = asyncio.run(judge_games(games, judge, store, limits))
+    assert report.complete
+    assert judge.most_at_once == 4
+    assert 6 <= most <= 10
+
+
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 1)), max_size=20))
 def test_begin_order_keeps_prompts_and_comparisons_together(made):

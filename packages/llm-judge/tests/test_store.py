@@ -5,14 +5,14 @@ import os
 import re
 import sqlite3
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from posttrain.core.errors import RequestError, WorkError
-from posttrain.llm_judge import store as store_module
-from posttrain.llm_judge import store_file
+from posttrain.llm_judge import store_file, store_rows
 from posttrain.llm_judge.comparisons import Comparison, Game
 from posttrain.llm_judge.store import JudgeTotals, Store
 
@@ -52,9 +52,11 @@ def test_what_is_stored_is_there_after_reopening(tmp_path):
         assert store.get([judgement.key]) == {judgement.key: judgement}
 
 
-def test_more_keys_than_one_query_takes_are_all_found(store, monkeypatch):
-    monkeypatch.setattr(store_module, "KEYS_AT_ONCE", 3)
+@pytest.mark.parametrize("at_once", [1, 3, 40])
+def test_more_than_one_statement_takes_is_kept_and_found_all_the_same(store, monkeypatch, at_once):
+    monkeypatch.setattr(store_rows, "VALUES_AT_ONCE", at_once)
     annotations = [judged(game(number)) for number in range(10)]
+    assert store.claim([judgement.key for judgement, _ in annotations]) == {one.key for one, _ in annotations}
     store.put_many(annotations)
     assert store.get([judgement.key for judgement, _ in annotations]) == {one.key: one for one, _ in annotations}
 
@@ -160,19 +162,79 @@ def test_a_judgement_that_cannot_be_stored_takes_none_of_those_that_came_with_it
     assert [type(result) for result in results if result is not True] == [OverflowError]
 
 
-def test_a_put_whose_waiter_is_cancelled_is_done_all_the_same(store):
-    judgement, of = judged(game(1))
+def test_what_one_batch_brings_twice_is_new_once(tmp_path):
+    """Also where an earlier batch had it, and where the texts are those of another game."""
+    puts = [judged(game(number // 2, order="ab" if number % 4 else "ba")) for number in range(20)]
+    with Store(tmp_path / "one.db") as store:
+        kept = [store.put(*one) for one in puts]
+    with Store(tmp_path / "batch.db") as store:
 
-    async def cancelled():
+        async def put_all():
+            return await asyncio.gather(*(store.aput(*one) for one in puts))
+
+        assert asyncio.run(put_all()) == kept
+        assert asyncio.run(put_all()) == [False] * 20
+        assert list(store.annotations()) == sorted(
+            {one[0].key: one for one in puts}.values(), key=lambda one: (one[0].created, one[0].key)
+        )
+
+
+@contextmanager
+def another_writer(store: Store):
+    """Another process's connection in the middle of a transaction; what ends it."""
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield lambda: other.execute("ROLLBACK")
+    finally:
+        other.close()
+
+
+def test_a_put_that_has_to_wait_blocks_nobody_else(store):
+    async def wait(end):
+        putting = [asyncio.create_task(store.aput(*judged(game(number)))) for number in range(3)]
+        # Nothing of this would happen if the loop waited too.
+        for _ in range(10):
+            await asyncio.sleep(0.01)
+        assert not any(task.done() for task in putting)
+        end()
+        return await asyncio.gather(*putting)
+
+    with another_writer(store) as end:
+        assert asyncio.run(wait(end)) == [True, True, True]
+
+
+def test_an_event_loop_that_is_closed_keeps_nobody_else_from_the_answer(store):
+    """What it submitted is kept all the same."""
+    loop = asyncio.new_event_loop()
+    with another_writer(store) as end:
+        task = loop.create_task(store.aput(*judged(game(1))))
+        loop.run_until_complete(asyncio.sleep(0.05))
+        task.cancel()
+        loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
+        loop.close()
+        end()
+    assert store.put(*judged(game(2)))
+    assert len(store.get([judged(game(number))[0].key for number in (1, 2)])) == 2
+
+
+def test_a_put_whose_waiter_is_cancelled_is_done_all_the_same(tmp_path):
+    store, (judgement, of) = Store(tmp_path / "store.db"), judged(game(1))
+
+    async def cancelled(end):
         task = asyncio.create_task(store.aput(judgement, of))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.05)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        assert store.get([judgement.key]) == {}
+        end()
+        store.close()
 
-    asyncio.run(cancelled())
-    store.put(*judged(game(2)))
-    assert judgement.key in store.get([judgement.key])
+    with another_writer(store) as end:
+        asyncio.run(cancelled(end))
+    with Store(tmp_path / "store.db") as again:
+        assert judgement.key in again.get([judgement.key])
 
 
 def test_many_that_fail_on_the_way_leave_nothing(store):
@@ -240,12 +302,11 @@ def test_a_full_disk_is_one_line_and_what_was_stored_stays(tmp_path, monkeypatch
 def test_another_process_that_writes_for_long_is_waited_for_and_then_told_of(tmp_path, monkeypatch):
     monkeypatch.setattr(store_file, "PATIENCE", 0.2)
     with Store(tmp_path / "store.db") as store:
-        other = sqlite3.connect(store.path, isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(WorkError, match=re.escape(f"another process has been writing {store.path}")):
-            store.put(*judged(game(1)))
-        other.execute("ROLLBACK")
-        other.close()
+        with another_writer(store):
+            with pytest.raises(WorkError, match=re.escape(f"another process has been writing {store.path}")):
+                store.put(*judged(game(1)))
+            with pytest.raises(WorkError, match=re.escape(f"another process has been writing {store.path}")):
+                asyncio.run(store.aput(*judged(game(1))))
         assert store.put(*judged(game(1)))
 
 

@@ -109,6 +109,13 @@ def run(
     model_a: Annotated[str | None, typer.Option(help="Which model at A's address.", show_default=False)] = None,
     model_b: Annotated[str | None, typer.Option(help="Which model at B's address.", show_default=False)] = None,
     concurrency: Annotated[int, typer.Option(help="Requests at once.")] = 16,
+    unkept: Annotated[
+        int,
+        typer.Option(
+            help="Answers on their way to the disk beside them, for servers that take milliseconds; a kill may lose as "
+            "many more."
+        ),
+    ] = 0,
     requests_per_minute: Annotated[float | None, typer.Option(help="To the judge.", show_default=False)] = None,
     tokens_per_minute: Annotated[
         float | None, typer.Option(help="To the judge, of prompts and answers.", show_default=False)
@@ -147,7 +154,9 @@ def run(
     sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     generation = validate(Generation, sampling, "judge run")
     per_minute = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
-    limits = validate(LimitSettings, {"concurrency": concurrency, "max_cost": max_cost, **per_minute}, "judge run")
+    limits = validate(
+        LimitSettings, {"concurrency": concurrency, "unkept": unkept, "max_cost": max_cost, **per_minute}, "judge run"
+    )
     wish = JudgeWish(
         judge=judge,
         protocol=protocol,

@@ -91,7 +91,7 @@ async def judge_games(
     run = await asyncio.to_thread(_Run, games, judge, store, clear)
     watch = watch or Silent()
     watch.planned(run.estimate)
-    asking = Asking(judge, store, workers=limits.settings.concurrency, answered=run.answered, failed=run.failed)
+    asking = Asking(judge, store, limits=limits.settings, answered=run.answered, failed=run.failed)
     run.stop = lambda: asking.stop("clear")
     if run.is_clear():
         asking.stop("clear")

@@ -1,50 +1,75 @@
 """The one thread that writes to a store: what is waiting is committed together, and answered when it is on the disk.
 
-Waiting for the disk takes milliseconds, and a run has dozens of answers arriving meanwhile: they share the next commit.
-So each is safe before it is acknowledged, at a thousandth of the cost of a commit for itself.
+Waiting for the disk takes milliseconds, and a run has dozens of answers arriving meanwhile: they share the next commit,
+its statements, and the message to the event loop that they are kept. So each is safe before it is acknowledged, at a
+thousandth of the cost of a commit for itself.
 """
 
+import asyncio
 import sqlite3
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from posttrain.llm_judge.store_file import connect, store_errors
 
-MOST_AT_ONCE = 512
-"""Pieces of work in one commit: another process need not wait longer for its turn."""
+MOST_AT_ONCE = 16
+"""Pieces of work in one commit. What is kept at once goes on at once, and comes back at once: with more a run would go
+in waves, and stand still between them."""
 
 T = TypeVar("T")
-Work = Callable[[sqlite3.Connection], T]
-"""Reads and writes within a transaction that is already open."""
+R = TypeVar("R")
+Kind = Callable[[sqlite3.Connection, Sequence[T]], Sequence[R]]
+"""What is done with pieces of work that came one after the other, within a transaction that is already open; a result
+for each."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Of one kind of work, and who waits for it."""
+
+    kind: Kind[Any, Any]
+    work: Any
+    waiting: "Future[Any] | asyncio.Future[Any]"
 
 
 class Writer:
-    """Runs pieces of work in the order of their arrival."""
+    """Does pieces of work in the order of their arrival."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection = connect(path)
-        self._waiting: SimpleQueue[tuple[Work[Any], Future[Any]] | None] = SimpleQueue()
+        self._waiting: SimpleQueue[Piece | None] = SimpleQueue()
         self.open = True
         """Until `close`."""
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=f"writes {path.name}", daemon=True)
         self._thread.start()
 
-    def submit(self, work: Work[T]) -> "Future[T]":
-        """The result of `work` once it is committed. What was submitted is done: a cancelled waiter loses no answer
-        that was paid for."""
-        future: Future[T] = Future()
-        future.set_running_or_notify_cancel()
+    def submit(self, kind: Kind[T, R], work: T) -> "Future[R]":
+        """The result of `work` once it is committed."""
+        waiting: Future[R] = Future()
+        self._put(Piece(kind, work, waiting))
+        return waiting
+
+    async def asubmit(self, kind: Kind[T, R], work: T) -> R:
+        """As `submit`. A cancelled waiter loses no answer that was paid for: what was submitted is done."""
+        waiting: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._put(Piece(kind, work, waiting))
+        return await waiting
+
+    def _put(self, piece: Piece) -> None:
         with self._lock:
             if not self.open:
                 raise ValueError("the store is closed")
-            self._waiting.put((work, future))
-        return future
+            self._waiting.put(piece)
 
     def close(self) -> None:
         """Returns when everything submitted is done. A second call does nothing."""
@@ -59,44 +84,40 @@ class Writer:
     def _run(self) -> None:
         last = False
         while not last:
-            batch, last = self._next()
+            pieces, last = self._next()
             try:
-                results = self._commit([work for work, _ in batch])
+                outcomes = self._commit(pieces)
             except Exception as error:  # noqa: BLE001 (whoever submitted it gets it)
-                if len(batch) == 1:
-                    batch[0][1].set_exception(error)
-                else:
-                    self._one_by_one(batch)
-            else:
-                for (_, future), result in zip(batch, results, strict=True):
-                    future.set_result(result)
+                # What one piece of work did wrong must not take its neighbours' answers.
+                outcomes = [error] if len(pieces) == 1 else [self._alone(piece) for piece in pieces]
+            _tell(pieces, outcomes)
 
-    def _next(self) -> tuple[list[tuple[Work[Any], Future[Any]]], bool]:
+    def _next(self) -> tuple[list[Piece], bool]:
         """All that waits, at least one; whether it is the last."""
-        entry, batch = self._waiting.get(), []
-        while entry is not None:
-            batch.append(entry)
-            if len(batch) == MOST_AT_ONCE:
+        piece, pieces = self._waiting.get(), []
+        while piece is not None:
+            pieces.append(piece)
+            if len(pieces) == MOST_AT_ONCE:
                 break
             try:
-                entry = self._waiting.get_nowait()
+                piece = self._waiting.get_nowait()
             except Empty:
                 break
-        return batch, entry is None
+        return pieces, piece is None
 
-    def _one_by_one(self, batch: Sequence[tuple[Work[Any], Future[Any]]]) -> None:
-        """What one piece of work did wrong must not take its neighbours' answers."""
-        for work, future in batch:
-            try:
-                future.set_result(self._commit([work])[0])
-            except Exception as error:  # noqa: BLE001
-                future.set_exception(error)
+    def _alone(self, piece: Piece) -> Any:
+        try:
+            return self._commit([piece])[0]
+        except Exception as error:  # noqa: BLE001
+            return error
 
-    def _commit(self, works: Sequence[Work[Any]]) -> list[Any]:
+    def _commit(self, pieces: Sequence[Piece]) -> list[Any]:
         with store_errors(self._path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
-                results = [work(self._connection) for work in works]
+                results: list[Any] = []
+                for kind, alike in groupby(pieces, key=lambda piece: piece.kind):
+                    results += kind(self._connection, [piece.work for piece in alike])
                 self._connection.execute("COMMIT")
             except BaseException:
                 # Some failures, a full disk among them, have rolled it back already.
@@ -104,3 +125,29 @@ class Writer:
                     self._connection.execute("ROLLBACK")
                 raise
             return results
+
+
+def _tell(pieces: Sequence[Piece], outcomes: Sequence[Any]) -> None:
+    """Gives everybody the result or the error; each event loop gets all of its own at once."""
+    of_loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = defaultdict(list)
+    for piece, outcome in zip(pieces, outcomes, strict=True):
+        if isinstance(piece.waiting, asyncio.Future):
+            of_loops[piece.waiting.get_loop()].append((piece.waiting, outcome))
+        else:
+            _settle(piece.waiting, outcome)
+    for loop, settled in of_loops.items():
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_settle_all, settled)
+
+
+def _settle_all(settled: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
+    for waiting, outcome in settled:
+        if not waiting.done():  # else it was cancelled
+            _settle(waiting, outcome)
+
+
+def _settle(waiting: "Future[Any] | asyncio.Future[Any]", outcome: Any) -> None:
+    if isinstance(outcome, Exception):
+        waiting.set_exception(outcome)
+    else:
+        waiting.set_result(outcome)
