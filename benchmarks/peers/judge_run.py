@@ -7,7 +7,7 @@ the same where each holds its place until it is kept (50 ms are not much beside 
 taking as many judgements from the store instead costs, as a share of that run's time, and `per_second_possible` what
 the limit allows by its definition. It ends with one JSON object.
 
-    python -m benchmarks.peers.judge_run [--games 6000] [--stored 100000] [--rounds 5]
+    python -m benchmarks.peers.judge_run [--games 12000] [--stored 100000] [--rounds 5]
 """
 
 import argparse
@@ -43,7 +43,7 @@ PROTOCOL = load_protocol("alpaca")
 def main() -> None:
     """Prints games a second of all, and what resuming costs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--games", type=int, default=6000, help="games a round")
+    parser.add_argument("--games", type=int, default=12_000, help="games a round")
     parser.add_argument("--stored", type=int, default=100_000, help="judgements that a run is resumed with")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--serve", type=int, metavar="PORT", help=argparse.SUPPRESS)
