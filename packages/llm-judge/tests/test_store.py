@@ -1,12 +1,12 @@
 """The store gives back what was put, keeps the first answer, and says in one line what is wrong with it."""
 
 import asyncio
+import gc
 import os
 import re
 import sqlite3
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,7 +58,31 @@ def test_more_than_one_statement_takes_is_kept_and_found_all_the_same(store, mon
     annotations = [judged(game(number)) for number in range(10)]
     assert store.claim([judgement.key for judgement, _ in annotations]) == {one.key for one, _ in annotations}
     store.put_many(annotations)
-    assert store.get([judgement.key for judgement, _ in annotations]) == {one.key: one for one, _ in annotations}
+    for wanted in (annotations[:4], annotations):
+        assert store.get([judgement.key for judgement, _ in wanted]) == {one.key: one for one, _ in wanted}
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 4, 5, 6, 10])
+def test_what_is_not_there_is_not_found_however_much_is_wanted(store, wanted):
+    """Few rows are looked up, many are read in passing."""
+    store.put_many([judged(game(number)) for number in range(10)])
+    strange = [judged(game(number))[0].key for number in range(10, 15)]
+    ours = [judged(game(number))[0] for number in range(wanted)]
+    assert store.get([*strange, *(one.key for one in ours)]) == {one.key: one for one in ours}
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_reading_leaves_the_garbage_collector_as_it_was(store, collects):
+    store.put_many([judged(game(number)) for number in range(10)])
+    before = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        store.get([])
+        with pytest.raises(ValueError, match="hexadecimal"):
+            store.get(["no key"])
+        assert gc.isenabled() is collects
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_one_judgement_serves_whoever_asks_with_a_and_b_exchanged(store):
@@ -324,5 +348,5 @@ def test_equal_answers_are_one_game_in_both_orders(store):
     judgement, of = judged(Game(same, "ab"), 0.9)
     store.put(judgement, of)
     found = store.get([judged(Game(same, "ba"))[0].key])[judgement.key]
-    both = [replace(found, order=order).preference for order in ("ab", "ba")]
+    both = [found._replace(order=order).preference for order in ("ab", "ba")]
     assert sum(both) / 2 == pytest.approx(0.5)

@@ -122,7 +122,8 @@ class Asking:
         for start in range(0, len(entries), chunk):
             elsewhere += await self._queue(entries[start : start + chunk])
         while elsewhere:
-            found = self._store.get([key for key, _ in elsewhere])
+            # Many are read by and by, and the event loop has others to serve.
+            found = await asyncio.to_thread(self._store.get, [key for key, _ in elsewhere])
             for entry in elsewhere:
                 if entry[0] in found:
                     self._answered(entry, found[entry[0]], False)
@@ -173,7 +174,7 @@ class Asking:
         key, game = entry
         judgement = Judgement(key, self._identity, game.order, decision, time.time())
         if not await self._store.aput(judgement, game):  # another run's answer came first, and is the one that stays
-            judgement = self._store.get([key])[key]
+            judgement = (await asyncio.to_thread(self._store.get, [key]))[key]
         self._claimed.discard(key)
         self._answered(entry, judgement, True)
 
