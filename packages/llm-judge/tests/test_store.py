@@ -6,6 +6,7 @@ import os
 import re
 import sqlite3
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -332,6 +333,20 @@ def test_another_process_that_writes_for_long_is_waited_for_and_then_told_of(tmp
             with pytest.raises(WorkError, match=re.escape(f"another process has been writing {store.path}")):
                 asyncio.run(store.aput(*judged(game(1))))
         assert store.put(*judged(game(1)))
+
+
+def test_puts_that_wait_together_for_another_process_do_not_wait_one_after_the_other(store, monkeypatch):
+    monkeypatch.setattr(store_file, "PATIENCE", 0.3)
+
+    async def put_all(opened):
+        return await asyncio.gather(*(opened.aput(*judged(game(n))) for n in range(12)), return_exceptions=True)
+
+    with Store(store.path) as impatient, another_writer(store):
+        started = time.monotonic()
+        results = asyncio.run(put_all(impatient))
+        # Once for the first put, which is alone, and once for the others.
+        assert time.monotonic() - started < 2
+    assert [type(result) for result in results] == [WorkError] * 12
 
 
 def test_a_closed_store_takes_nothing(tmp_path):

@@ -85,12 +85,8 @@ class Writer:
         last = False
         while not last:
             pieces, last = self._next()
-            try:
-                outcomes = self._commit(pieces)
-            except Exception as error:  # noqa: BLE001 (whoever submitted it gets it)
-                # What one piece of work did wrong must not take its neighbours' answers.
-                outcomes = [error] if len(pieces) == 1 else [self._alone(piece) for piece in pieces]
-            _tell(pieces, outcomes)
+            if pieces:
+                _tell(pieces, self._outcomes(pieces))
 
     def _next(self) -> tuple[list[Piece], bool]:
         """All that waits, at least one; whether it is the last."""
@@ -105,15 +101,23 @@ class Writer:
                 break
         return pieces, piece is None
 
-    def _alone(self, piece: Piece) -> Any:
+    def _outcomes(self, pieces: Sequence[Piece]) -> list[Any]:
+        """The result of each, or its error."""
         try:
-            return self._commit([piece])[0]
+            # No piece is to blame for this, and waiting for another process once for each would take long.
+            with store_errors(self._path):
+                self._connection.execute("BEGIN IMMEDIATE")
+        except Exception as error:  # noqa: BLE001 (whoever submitted a piece gets it)
+            return [error] * len(pieces)
+        try:
+            return self._commit(pieces)
         except Exception as error:  # noqa: BLE001
-            return error
+            # What one piece of work did wrong must not take its neighbours' answers.
+            return [error] if len(pieces) == 1 else [self._outcomes([piece])[0] for piece in pieces]
 
     def _commit(self, pieces: Sequence[Piece]) -> list[Any]:
+        """Does them, and ends the transaction that is open in every case."""
         with store_errors(self._path):
-            self._connection.execute("BEGIN IMMEDIATE")
             try:
                 results: list[Any] = []
                 for kind, alike in groupby(pieces, key=lambda piece: piece.kind):
