@@ -11,10 +11,10 @@ import httpx
 from posttrain.core.clients import RewardClient
 from posttrain.core.errors import PosttrainError, RequestError
 from posttrain.core.serving import is_loopback
-from posttrain.llm_judge.endpoints import KEY_VARIABLE, base_url
+from posttrain.llm_judge.endpoints import KEY_VARIABLE, base_url, is_the_environments
 from posttrain.llm_judge.judgements import Judge, JudgeRefused
 from posttrain.llm_judge.judges.chat import ChatJudge
-from posttrain.llm_judge.judges.completions import ChatServer
+from posttrain.llm_judge.judges.completions import NO_KEY, ChatServer
 from posttrain.llm_judge.judges.reward import RewardJudge
 from posttrain.llm_judge.limits import Limits
 from posttrain.llm_judge.protocols import Protocol
@@ -86,12 +86,14 @@ class Judges:
 
 def _server(settings: ChatBackend, limits: Limits) -> ChatServer:
     url = base_url(settings.base_url) if settings.base_url else None
-    key = os.environ.get(settings.api_key_variable)
-    if not key and settings.api_key_variable != KEY_VARIABLE:
+    named = KEY_VARIABLE if url is None or is_the_environments(url) else None
+    variable = settings.api_key_variable or named
+    key = os.environ.get(variable) if variable else NO_KEY
+    if not key and variable != KEY_VARIABLE:
         # What stands in where none is given is the key of another server.
         if url is None or not is_loopback(httpx.URL(url).host):
-            raise RequestError(f"the key for model '{settings.model}' is missing; set {settings.api_key_variable}")
-        key = "none"
+            raise RequestError(f"the key for model '{settings.model}' is missing; set {variable}")
+        key = NO_KEY
     return ChatServer(limits, base_url=url, api_key=key, price=settings.price, timeout=settings.timeout_seconds)
 
 

@@ -13,7 +13,6 @@ from pydantic import Field, field_validator, model_validator
 
 from posttrain.core.config import Settings, validate
 from posttrain.core.errors import RequestError, suggest
-from posttrain.llm_judge.endpoints import KEY_VARIABLE
 from posttrain.llm_judge.judges.chat import ChatSettings
 from posttrain.llm_judge.judges.completions import TIMEOUT
 from posttrain.llm_judge.judges.reward import Scale
@@ -35,8 +34,9 @@ class ChatBackend(ChatSettings):
 
     base_url: Url | None = None
     """With or without /v1; None: OPENAI_BASE_URL, else OpenAI's own."""
-    api_key_variable: str = KEY_VARIABLE
-    """The environment variable that holds the server's key."""
+    api_key_variable: str | None = None
+    """The environment variable that holds the server's key. None: OPENAI_API_KEY where `base_url` is OPENAI_BASE_URL
+    or None, and else no key is sent."""
     price: Price | None = None
     """Without one costs are not known."""
     timeout_seconds: float = Field(default=TIMEOUT, gt=0)
