@@ -573,6 +573,8 @@ def test_a_reward_judge_needs_a_service_and_no_protocol(run):
         (["reward:model", "--reward-url", "http://127.0.0.1:9"], 2, "--reward-url does not belong to"),
         (["reward:model", "--judge-temperature", "0"], 2, "--judge-temperature does not belong to"),
         (["reward:model", "--max-cost", "1"], 2, "--max-cost does not belong to"),
+        (["reward:model", "--requests-per-minute", "1"], 2, "--requests-per-minute does not belong to"),
+        (["reward:model", "--tokens-per-minute", "1"], 2, "--tokens-per-minute does not belong to"),
         (["reward:model", "--price-in", "1"], 2, "--price-in does not belong to"),
         (["reward:model", "--store", "old.jsonl/store.db"], 1, "old.jsonl"),
         (["reward", "--reward-url", "http://127.0.0.1:9"], 1, "127.0.0.1:9"),

@@ -169,6 +169,10 @@ def test_a_file_of_settings_comes_below_the_options(started: list, tmp_path: Pat
         (["--reward", "http://127.0.0.1:9", "--set", "default_judge=x"], "default_judge 'x' is no judge"),
         (["--reward", "http://127.0.0.1:9", "--set", "judges.x.limits.concurrency=3"], "either 'chat' or 'reward'"),
         (["--judge", "m", "--set", "judges.m.limits.max_cost=3"], "'limits.max_cost' needs 'chat.price'"),
+        (
+            ["--reward", "http://127.0.0.1:9", "--set", "judges.reward.limits.tokens_per_minute=3"],
+            "leave 'limits.tokens_per_minute' out",
+        ),
         (["--judge", "m", "--set", "judges.m.chat.api_key_variable=NO_SUCH_KEY"], "set NO_SUCH_KEY"),
         (["--settings", "none.yaml"], "none.yaml does not exist"),
         (["--reward", "http://127.0.0.1:9", "--port", "0"], "port 0"),

@@ -172,6 +172,7 @@ def run(
         price_out=price_out,
         prices=prices,
         max_cost=max_cost,
+        **per_minute,
         logs=runs / ANSWERS,
         dry_run=dry_run,
     )

@@ -68,6 +68,10 @@ class JudgeSettings(Settings):
             raise ValueError("a judge has either 'chat' or 'reward'")
         if self.chat and self.limits.max_cost is not None and self.chat.price is None:
             raise ValueError("'limits.max_cost' needs 'chat.price', per million tokens")
+        if self.reward and self.limits.tokens_per_minute is not None:
+            raise ValueError(
+                "a reward source counts no tokens: leave 'limits.tokens_per_minute' out, it cannot be kept"
+            )
         return self
 
 
