@@ -129,6 +129,13 @@ class RunAnswer(RunSummary):
     """The record of a run that is done."""
 
 
+class RunRemoved(Answer):
+    """`DELETE /runs/{id}`."""
+
+    id: str
+    deleted: Literal[True] = True
+
+
 class RunList(Answer):
     """`GET /runs`, the newest first."""
 
