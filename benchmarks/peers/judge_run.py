@@ -31,9 +31,9 @@ from posttrain.llm_judge.comparisons import Comparison, Game
 from posttrain.llm_judge.judgements import Decision, Judgement, judgement_keys
 from posttrain.llm_judge.judges.chat import ChatJudge, ChatSettings
 from posttrain.llm_judge.judges.completions import ChatServer
-from posttrain.llm_judge.limits import Limits, LimitSettings
 from posttrain.llm_judge.protocols import load_protocol
-from posttrain.llm_judge.runner import Report, judge_games
+from posttrain.llm_judge.running.limits import Limits, LimitSettings
+from posttrain.llm_judge.running.runner import Report, judge_games
 from posttrain.llm_judge.store import Store
 
 SECONDS, AT_ONCE, UNKEPT = 0.05, 64, 32

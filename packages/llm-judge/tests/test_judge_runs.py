@@ -11,10 +11,10 @@ from starlette.testclient import TestClient
 from tenacity import wait_none
 
 from posttrain.core.errors import RequestError, WorkError
-from posttrain.llm_judge import asking
 from posttrain.llm_judge.judges import completions
 from posttrain.llm_judge.judges.script import Script
 from posttrain.llm_judge.records import read_record
+from posttrain.llm_judge.running import asking
 from posttrain.llm_judge.serving import runs as module
 from posttrain.llm_judge.serving.requests import RunRequest, parse
 from posttrain.llm_judge.serving.run_files import RunFiles

@@ -12,7 +12,7 @@ from tenacity import wait_none
 
 from posttrain.core import cli
 from posttrain.core.files import read_json, read_jsonl, write_jsonl
-from posttrain.llm_judge import judge_choice
+from posttrain.llm_judge.commands import judge_choice
 from posttrain.llm_judge.judges import completions
 from posttrain.llm_judge.judges.script import Script
 
@@ -448,7 +448,7 @@ def test_a_source_of_rewards_as_judge(run):
 
 
 def test_a_checkpoint_is_served_only_while_it_has_something_to_answer(run, judge, monkeypatch):
-    from posttrain.llm_judge import sides
+    from posttrain.llm_judge.answers import sides
 
     started, stub = [], policy()
 

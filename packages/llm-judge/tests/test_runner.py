@@ -15,13 +15,13 @@ from rich.console import Console
 
 from posttrain.core.clients import ServiceUnavailable
 from posttrain.core.errors import RequestError, WorkError
-from posttrain.llm_judge import asking
 from posttrain.llm_judge.comparisons import Comparison, Game
-from posttrain.llm_judge.interruption import run_until_interrupted
 from posttrain.llm_judge.judgements import Decision, Judgement, JudgeRefused, judgement_key, judgement_keys
-from posttrain.llm_judge.limits import BudgetSpent, Limits, LimitSettings
-from posttrain.llm_judge.progress import Bar, Estimate, Tally
-from posttrain.llm_judge.runner import begin_order, judge_games
+from posttrain.llm_judge.running import asking
+from posttrain.llm_judge.running.interruption import run_until_interrupted
+from posttrain.llm_judge.running.limits import BudgetSpent, Limits, LimitSettings
+from posttrain.llm_judge.running.progress import Bar, Estimate, Tally
+from posttrain.llm_judge.running.runner import begin_order, judge_games
 from posttrain.llm_judge.store import Store
 
 
@@ -473,8 +473,8 @@ import asyncio, sys
 from pathlib import Path
 from posttrain.llm_judge.comparisons import Comparison, Game
 from posttrain.llm_judge.judgements import Decision
-from posttrain.llm_judge.limits import Limits, LimitSettings
-from posttrain.llm_judge.runner import judge_games
+from posttrain.llm_judge.running.limits import Limits, LimitSettings
+from posttrain.llm_judge.running.runner import judge_games
 from posttrain.llm_judge.store import Store
 
 class Judge:

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from posttrain.core.errors import RequestError, WorkError
-from posttrain.llm_judge import store_file, store_rows
 from posttrain.llm_judge.comparisons import Comparison, Game
 from posttrain.llm_judge.store import JudgeTotals, Store
+from posttrain.llm_judge.store import file as store_file
+from posttrain.llm_judge.store import rows as store_rows
 
 sys.path.insert(0, str(Path(__file__).parent))
 from judged_games import JUDGE, game, judged

@@ -142,13 +142,13 @@ def run(
     """
     from posttrain.core.config import apply_overrides, validate
     from posttrain.core.runs import refuse_unwritable
-    from posttrain.llm_judge.answering import Answering
-    from posttrain.llm_judge.generation import Generation
-    from posttrain.llm_judge.judge_choice import JudgeWish, find_judge, find_protocol
-    from posttrain.llm_judge.limits import LimitSettings
-    from posttrain.llm_judge.playing import expect, play_match, unfinished
-    from posttrain.llm_judge.prepared import MatchWish, prepare
+    from posttrain.llm_judge.answers.answering import Answering
+    from posttrain.llm_judge.answers.generation import Generation
+    from posttrain.llm_judge.commands.judge_choice import JudgeWish, find_judge, find_protocol
+    from posttrain.llm_judge.commands.playing import expect, play_match, unfinished
+    from posttrain.llm_judge.commands.prepared import MatchWish, prepare
     from posttrain.llm_judge.records import read_record, record_of, write_record
+    from posttrain.llm_judge.running.limits import LimitSettings
     from posttrain.llm_judge.store import Store
 
     sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
@@ -229,7 +229,7 @@ def _say(notes: Sequence[str]) -> None:
 def _tell(record: Mapping[str, Any], path: Path | None, as_json: bool) -> None:
     from rich.console import Console
 
-    from posttrain.llm_judge.run_report import print_record
+    from posttrain.llm_judge.commands.run_report import print_record
 
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 200)
     print_record(console, record)

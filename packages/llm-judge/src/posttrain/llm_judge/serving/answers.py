@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from posttrain.llm_judge.comparisons import Order
-from posttrain.llm_judge.progress import Tally
+from posttrain.llm_judge.running.progress import Tally
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 

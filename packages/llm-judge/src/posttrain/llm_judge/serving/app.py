@@ -26,7 +26,7 @@ from posttrain.core.errors import PosttrainError, RequestError
 from posttrain.core.wire import DEADLINE_EXCEEDED, error_body
 from posttrain.llm_judge import __version__
 from posttrain.llm_judge.judgements import JudgeRefused
-from posttrain.llm_judge.limits import BudgetSpent
+from posttrain.llm_judge.running.limits import BudgetSpent
 from posttrain.llm_judge.serving.answers import JudgeAnswer, RunAnswer, RunList, RunRemoved, Served
 from posttrain.llm_judge.serving.contest import DeadlineExceeded, Overloaded, Stopping
 from posttrain.llm_judge.serving.description import complete, described

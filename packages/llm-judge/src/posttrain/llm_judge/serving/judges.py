@@ -18,8 +18,8 @@ from posttrain.llm_judge.judgements import Judge, JudgeRefused
 from posttrain.llm_judge.judges.chat import ChatJudge
 from posttrain.llm_judge.judges.completions import NO_KEY, ChatServer
 from posttrain.llm_judge.judges.reward import RewardJudge
-from posttrain.llm_judge.limits import Limits
 from posttrain.llm_judge.protocols import Protocol
+from posttrain.llm_judge.running.limits import Limits
 from posttrain.llm_judge.serving.discreet import DiscreetJudge, discreet
 from posttrain.llm_judge.serving.settings import ChatBackend, JudgeSettings, RewardBackend
 

@@ -15,10 +15,10 @@ from posttrain.core.config import Settings, validate
 from posttrain.core.errors import RequestError, suggest
 from posttrain.llm_judge.judges.chat import ChatSettings
 from posttrain.llm_judge.judges.completions import TIMEOUT
+from posttrain.llm_judge.judges.prices import Price
 from posttrain.llm_judge.judges.reward import Scale
-from posttrain.llm_judge.limits import LimitSettings
-from posttrain.llm_judge.prices import Price
 from posttrain.llm_judge.protocols import NAMES
+from posttrain.llm_judge.running.limits import LimitSettings
 
 ENVIRONMENT = "POSTTRAIN_JUDGE"
 SERVICE_KEY = "POSTTRAIN_API_KEY"

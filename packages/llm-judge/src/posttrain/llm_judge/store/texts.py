@@ -10,7 +10,7 @@ from typing import Any
 from posttrain.core.hashing import canonical_json
 from posttrain.core.wire import Message
 from posttrain.llm_judge.comparisons import Comparison, Game
-from posttrain.llm_judge.store_rows import ids
+from posttrain.llm_judge.store.rows import ids
 
 PLAIN = ("category", "generator_a", "generator_b", "human", "prompt_id")
 """Fields of a comparison that are kept as they are, short and seldom shared."""

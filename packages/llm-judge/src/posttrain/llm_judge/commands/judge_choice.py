@@ -18,10 +18,10 @@ from posttrain.core.supervised import SupervisedService
 from posttrain.llm_judge.endpoints import check_plain, find_endpoint, is_url
 from posttrain.llm_judge.judges.chat import ChatJudge, ChatSettings
 from posttrain.llm_judge.judges.completions import NO_KEY, ChatServer
+from posttrain.llm_judge.judges.prices import check_max_cost, find_price
 from posttrain.llm_judge.judges.reward import RewardJudge, Scale
-from posttrain.llm_judge.limits import Limits
-from posttrain.llm_judge.prices import check_max_cost, find_price
 from posttrain.llm_judge.protocols import Protocol, load_protocol
+from posttrain.llm_judge.running.limits import Limits
 
 REWARD = "reward"
 NONE = "none"

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from posttrain.core.hashing import canonical_json
 from posttrain.llm_judge.comparisons import Game
 from posttrain.llm_judge.judgements import Judgement
-from posttrain.llm_judge.store_rows import ids, insert, rows_in
-from posttrain.llm_judge.store_texts import comparison_ids
+from posttrain.llm_judge.store.rows import ids, insert, rows_in
+from posttrain.llm_judge.store.texts import comparison_ids
 
 COLUMNS = (
     *("key", "judge", "comparison", "shown", "replicate", "label", "value", "raw"),

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 from posttrain.core.clients import ServiceUnavailable
 from posttrain.core.errors import PosttrainError
-from posttrain.llm_judge.asking import Asking, Ended, Entry, JudgementStore
 from posttrain.llm_judge.comparisons import Game
 from posttrain.llm_judge.judgements import Judge, Judgement, judgement_keys
-from posttrain.llm_judge.limits import Limits
-from posttrain.llm_judge.progress import Estimate, Silent, Tally, Watch
+from posttrain.llm_judge.running.asking import Asking, Ended, Entry, JudgementStore
+from posttrain.llm_judge.running.limits import Limits
+from posttrain.llm_judge.running.progress import Estimate, Silent, Tally, Watch
 
 SHOWN_EVERY = 0.5
 """Seconds."""

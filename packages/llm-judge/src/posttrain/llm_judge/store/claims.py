@@ -14,7 +14,7 @@ from functools import cache
 
 import psutil
 
-from posttrain.llm_judge.store_rows import insert, rows_in
+from posttrain.llm_judge.store.rows import insert, rows_in
 
 LEASE = 1800.0
 """Seconds after which a claim no longer holds, whatever became of its owner: far beyond the longest that a game takes

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from posttrain.llm_judge.printable import printable
-from posttrain.llm_judge.progress import spent
+from posttrain.llm_judge.running.progress import spent
 
 Line = tuple[str, str, str]
 """What it is, the figure, what else there is to it."""

@@ -14,7 +14,7 @@ from posttrain.core.clients import ServiceUnavailable
 from posttrain.core.errors import PosttrainError
 from posttrain.llm_judge.comparisons import Game
 from posttrain.llm_judge.judgements import Decision, Judge, Judgement, JudgeRefused
-from posttrain.llm_judge.limits import BudgetSpent, LimitSettings
+from posttrain.llm_judge.running.limits import BudgetSpent, LimitSettings
 
 GRACE = 10.0
 """Seconds that requests in flight get to end when a run is interrupted."""

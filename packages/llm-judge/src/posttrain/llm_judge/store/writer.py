@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from posttrain.llm_judge.store_file import connect, store_errors
+from posttrain.llm_judge.store.file import connect, store_errors
 
 MOST_AT_ONCE = 16
 """Pieces of work in one commit. What is kept at once goes on at once, and comes back at once: with more a run would go

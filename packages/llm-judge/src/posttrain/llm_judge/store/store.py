@@ -16,14 +16,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from posttrain.llm_judge.claims import LEASE, Owner, claim, release, release_all
 from posttrain.llm_judge.comparisons import Game
 from posttrain.llm_judge.judgements import Decision, Judgement
-from posttrain.llm_judge.store_file import connect, create_store, store_errors
-from posttrain.llm_judge.store_puts import put_all
-from posttrain.llm_judge.store_rows import rows_in
-from posttrain.llm_judge.store_texts import Texts
-from posttrain.llm_judge.store_writer import Writer
+from posttrain.llm_judge.store.claims import LEASE, Owner, claim, release, release_all
+from posttrain.llm_judge.store.file import connect, create_store, store_errors
+from posttrain.llm_judge.store.puts import put_all
+from posttrain.llm_judge.store.rows import rows_in
+from posttrain.llm_judge.store.texts import Texts
+from posttrain.llm_judge.store.writer import Writer
 
 DEFAULT_STORE = Path("runs/judge/store.db")
 """Where commands keep judgements, unless told another place."""
