@@ -2,11 +2,12 @@
 
 With 64 requests in flight that server allows 1,280 a second, and `limit` is what a bare client over kept connections
 reaches of it: the same requests, made beforehand, nothing read from the answers. `run` is all of a run: prompts,
-requests, verdicts with probabilities, each answer on the disk before its worker goes on. `resumed_share` is what
+requests, verdicts with probabilities, answers on the disk, half as many on their way there as are in flight; `strict`
+the same where each holds its place until it is kept (50 ms are not much beside a disk's 5). `resumed_share` is what
 taking as many judgements from the store instead costs, as a share of that run's time, and `per_second_possible` what
 the limit allows by its definition. It ends with one JSON object.
 
-    python -m benchmarks.peers.judge_run [--games 6000] [--stored 100000] [--rounds 5]
+    python -m benchmarks.peers.judge_run [--games 12000] [--stored 100000] [--rounds 5]
 """
 
 import argparse
@@ -30,19 +31,19 @@ from posttrain.llm_judge.comparisons import Comparison, Game
 from posttrain.llm_judge.judgements import Decision, Judgement, judgement_keys
 from posttrain.llm_judge.judges.chat import ChatJudge, ChatSettings
 from posttrain.llm_judge.judges.completions import ChatServer
-from posttrain.llm_judge.limits import Limits, LimitSettings
 from posttrain.llm_judge.protocols import load_protocol
-from posttrain.llm_judge.runner import Report, judge_games
+from posttrain.llm_judge.running.limits import Limits, LimitSettings
+from posttrain.llm_judge.running.runner import Report, judge_games
 from posttrain.llm_judge.store import Store
 
-SECONDS, AT_ONCE = 0.05, 64
+SECONDS, AT_ONCE, UNKEPT = 0.05, 64, 32
 PROTOCOL = load_protocol("alpaca")
 
 
 def main() -> None:
-    """Prints games a second of both, and what resuming costs."""
+    """Prints games a second of all, and what resuming costs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--games", type=int, default=6000, help="games a round")
+    parser.add_argument("--games", type=int, default=12_000, help="games a round")
     parser.add_argument("--stored", type=int, default=100_000, help="judgements that a run is resumed with")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--serve", type=int, metavar="PORT", help=argparse.SUPPRESS)
@@ -57,7 +58,8 @@ def main() -> None:
         some = games(wish.games)
         bodies = requests(some)
         sides = {
-            "run": lambda: run(some, port, Path(folder) / f"{next(numbers)}.db"),
+            "run": lambda: run(some, port, Path(folder) / f"{next(numbers)}.db", UNKEPT),
+            "strict": lambda: run(some, port, Path(folder) / f"{next(numbers)}.db"),
             "limit": lambda: asyncio.run(bare(bodies, port)),
         }
         rates = alternate(sides, wish.rounds, work=wish.games)
@@ -89,11 +91,11 @@ def games(number: int) -> list[Game]:
     return [game for comparison in comparisons for game in PROTOCOL.games(comparison)]
 
 
-def run(some: Sequence[Game], port: int, store: Path) -> Report:
+def run(some: Sequence[Game], port: int, store: Path, unkept: int = 0) -> Report:
     """Judges them all."""
 
     async def judge_all() -> Report:
-        limits = Limits(LimitSettings(concurrency=AT_ONCE))
+        limits = Limits(LimitSettings(concurrency=AT_ONCE, unkept=unkept))
         async with _judge(port, limits) as judge:
             with Store(store) as opened:
                 return await judge_games(some, judge, opened, limits)

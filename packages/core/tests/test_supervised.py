@@ -1,6 +1,7 @@
 """A supervised service is restarted when it dies, and always ended."""
 
 import os
+import re
 import signal
 import sys
 import time
@@ -65,6 +66,17 @@ def test_killed_service_comes_back_on_the_same_address(tmp_path, capsys):
         assert service.pid != first
         assert httpx.get(service.url + "/readyz").status_code == 200
     assert "small service ended (-9); starting it again" in capsys.readouterr().err
+
+
+def test_killed_service_that_cannot_be_spawned_again_is_told(tmp_path, capsys):
+    with Small(tmp_path) as service:
+        service._command[0] = str(tmp_path / "no-python")
+        os.kill(service.pid, signal.SIGKILL)
+        service._supervisor.join(20)
+        assert not service._supervisor.is_alive()
+    said = capsys.readouterr().err
+    assert re.search("small service cannot be started again: .*no-python", said)
+    assert "Traceback" not in said
 
 
 def test_service_that_cannot_start_says_its_last_words(tmp_path):

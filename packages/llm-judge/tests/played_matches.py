@@ -5,9 +5,9 @@ from types import SimpleNamespace
 from posttrain.llm_judge.comparisons import Comparison
 from posttrain.llm_judge.judgements import Decision, Judgement, judgement_key
 from posttrain.llm_judge.matches import Match, Played
-from posttrain.llm_judge.progress import Estimate, Tally
 from posttrain.llm_judge.records import Side
-from posttrain.llm_judge.runner import Failure, Report
+from posttrain.llm_judge.running.progress import Estimate, Tally
+from posttrain.llm_judge.running.runner import Failure, Report
 
 SIDES = Side("old", "file", "old.jsonl"), Side("new", "given")
 

@@ -75,6 +75,15 @@ def test_what_is_asked_again_is_another_pair_of_the_same_prompt():
     assert set(table.pairs.prompts) == {pair.prompt_id}
 
 
+def test_equal_answers_are_marked_as_far_as_the_judge_sees_them():
+    asked = compared(("Why?", "And then?"), ("So.", "No."), ("So.", "Nothing."))
+    (table,) = tabulate([judged(asked, turn=1), judged(asked, turn=2)])
+    assert table.pairs.different.tolist() == [False, True]
+    cut = compared("Sing.", "La", "La", cut_a=True)
+    reward = {"judge": "reward", "source": "rm", "digest": "d"}
+    assert [tabulate([judged(cut, judge=judge)])[0].pairs.equal for judge in (reward, JUDGE)] == [[False], [True]]
+
+
 def test_turns_of_a_conversation_are_pairs_with_the_answers_so_far():
     asked = compared(("Why?", "And then?"), ("So.", "No."), ("Because of it.", "Nothing."))
     (table,) = tabulate(

@@ -7,8 +7,8 @@ import pytest
 from posttrain.core.errors import RequestError
 from posttrain.core.files import write_jsonl
 from posttrain.core.wire import Message
-from posttrain.llm_judge.answer_rows import Answer, read_rows
-from posttrain.llm_judge.prompt_set import PromptSet, compare
+from posttrain.llm_judge.answers.prompt_set import PromptSet, compare
+from posttrain.llm_judge.answers.rows import Answer, read_rows
 
 
 def rows(tmp_path, *contents, name="file.jsonl"):

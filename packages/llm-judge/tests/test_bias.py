@@ -1,6 +1,7 @@
 """The bias report on tables made by hand, and against statsmodels."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,6 +53,24 @@ def test_a_judge_who_always_keeps_his_verdict_has_no_warning():
     assert report.consistency.value == 1
     assert report.consistency.interval[0] > 0.9
     assert math.isnan(report.position_log_odds.value)
+    assert report.warnings() == ()
+
+
+def test_equal_answers_have_no_consistency_and_are_counted():
+    # The third pair is one game, whose verdict "the first" means A in one order and B in the other; so is the fourth,
+    # which could not be read.
+    asked = pairs([1, 0, 0, np.nan], [1, 1, 1, np.nan])
+    report = bias_report(replace(asked, equal=[False, False, True, True]))
+    assert report.consistency.value == 1 / 2
+    assert report.consistency.n == 2
+    assert report.equal == 2
+    # Of position they say as much as others.
+    assert report.first_position == bias_report(asked).first_position
+
+
+def test_where_all_answers_are_equal_there_is_no_consistency_to_warn_of():
+    report = bias_report(replace(pairs([0, 0], [1, 1]), equal=[True, True]))
+    assert math.isnan(report.consistency.value)
     assert report.warnings() == ()
 
 

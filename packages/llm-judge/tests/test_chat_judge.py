@@ -17,10 +17,10 @@ from posttrain.llm_judge.judgements import JudgeRefused, judgement_key
 from posttrain.llm_judge.judges import completions
 from posttrain.llm_judge.judges.chat import TOP_LOGPROBS, ChatJudge, ChatSettings
 from posttrain.llm_judge.judges.completions import ChatServer, retry_after
-from posttrain.llm_judge.limits import BudgetSpent, Limits, LimitSettings
-from posttrain.llm_judge.prices import Price
+from posttrain.llm_judge.judges.prices import Price
 from posttrain.llm_judge.protocols import load_protocol
 from posttrain.llm_judge.protocols.verdicts import verdict_line
+from posttrain.llm_judge.running.limits import BudgetSpent, Limits, LimitSettings
 
 KEY = "sk-secret-of-the-tests"
 GAME = Game(Comparison(questions=("Why?",), answers_a=("Because.",), answers_b=("For a reason.",)), "ab")

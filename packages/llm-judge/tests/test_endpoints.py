@@ -9,7 +9,7 @@ from posttrain.core.errors import ContractError, RequestError, WorkError
 from posttrain.core.wire import CONTRACT_HEADER
 from posttrain.llm_judge.endpoints import base_url, find_endpoint
 from posttrain.llm_judge.judges.completions import ChatServer
-from posttrain.llm_judge.limits import Limits
+from posttrain.llm_judge.running.limits import Limits
 
 KEYS = {"POSTTRAIN_API_KEY": "ours", "OPENAI_API_KEY": "theirs"}
 POLICY = {"id": "policy@3", "root": "policy", "sha256": "0f"}

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 from tenacity import wait_none
 
@@ -346,6 +350,28 @@ def test_a_reward_source_judges_without_a_protocol(tmp_path: Path):
             wrong = refused(client, 500, {"comparisons": [item()], "judge": "gone"})
             assert wrong["code"] == "judge_refused"
             assert address not in wrong["message"]
+
+
+def test_a_policy_service_judges_by_the_weights_that_it_has_at_the_time(scripted: Scripted, tmp_path: Path):
+    served_now = {"id": "policy@0", "root": "policy", "sha256": "a" * 64}
+
+    async def models(request: Request) -> Response:
+        return JSONResponse({"data": [served_now]})
+
+    with served(Starlette(routes=[Route("/v1/models", models), Mount("/", scripted)])) as address:
+        chat = {"model": "policy@0", "sha256": "a" * 64, "base_url": address}
+        with service(settings(tmp_path, address, judges={"p": {"chat": chat}})) as client:
+            first, again = judged(client, item()), judged(client, item())
+            assert (first["usage"]["asked"], again["usage"]["asked"]) == (2, 0)
+            served_now |= {"id": "policy@7", "sha256": "b" * 64}
+            pushed = judged(client, item())
+            assert pushed["usage"]["asked"] == 2
+            assert [(one["identity"]["request"]["model"], one["identity"]["sha256"][0]) for one in (again, pushed)] == [
+                ("policy@0", "a"),
+                ("policy@7", "b"),
+            ]
+            served_now["root"] = served_now["id"] = "other"
+            assert refused(client, 500, {"comparisons": [item(1)]})["code"] == "judge_refused"
 
 
 def test_a_stranger_is_refused_without_a_key_and_everybody_without_the_right_one(url: str, tmp_path: Path):

@@ -13,9 +13,9 @@ import pytest
 from tenacity import wait_none
 
 from posttrain.core.asgi import ServiceMiddleware
-from posttrain.llm_judge import asking
 from posttrain.llm_judge.judges import completions
 from posttrain.llm_judge.judges.scripted_server import Faults
+from posttrain.llm_judge.running import asking
 from posttrain.llm_judge.serving.app import create_app
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -11,10 +11,10 @@ from starlette.testclient import TestClient
 from tenacity import wait_none
 
 from posttrain.core.errors import RequestError, WorkError
-from posttrain.llm_judge import asking
 from posttrain.llm_judge.judges import completions
 from posttrain.llm_judge.judges.script import Script
 from posttrain.llm_judge.records import read_record
+from posttrain.llm_judge.running import asking
 from posttrain.llm_judge.serving import runs as module
 from posttrain.llm_judge.serving.requests import RunRequest, parse
 from posttrain.llm_judge.serving.run_files import RunFiles
@@ -431,3 +431,57 @@ def test_what_is_kept_of_a_request_is_the_request():
     body = json.dumps({"comparisons": [talk, item()], "replicates": 2, "generator_1": "old"}).encode()
     request = parse(RunRequest, body)
     assert parse(RunRequest, request.model_dump_json(exclude_defaults=True).encode()) == request
+
+
+def removed(client: TestClient, id: str) -> tuple[int, dict]:
+    response = client.delete(f"/runs/{id}")
+    return response.status_code, response.json()
+
+
+def test_a_run_that_has_ended_is_removed_with_its_files_and_not_with_what_was_judged(
+    url: str, scripted: Scripted, tmp_path: Path
+):
+    with service(settings(tmp_path, url)) as client:
+        kept, gone = (ended(client, submitted(client, items(count))["id"]) for count in (2, 3))
+        assert removed(client, gone["id"]) == (200, {"id": gone["id"], "deleted": True})
+        assert client.get(f"/runs/{gone['id']}").status_code == 404
+        status, error = removed(client, gone["id"])
+        assert (status, error["error"]["code"]) == (404, "run_not_found")
+        assert [one["id"] for one in client.get("/runs").json()["runs"]] == [kept["id"]]
+        assert sorted(path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()) == [kept["id"]]
+        assert (tmp_path / "records" / f"{gone['result']['id']}.json").exists()
+    with service(settings(tmp_path, url)) as client:
+        assert client.get(f"/runs/{gone['id']}").status_code == 404
+        # The same request is a new run, which pays for nothing.
+        again = ended(client, submitted(client, items(3))["id"])
+        assert (again["id"], again["progress"]["asked"]) == (gone["id"], 0)
+        assert again["created"] > gone["created"]
+    assert scripted.asked == 2 * 3
+
+
+def test_a_run_that_has_not_ended_is_not_removed(waiting: tuple, tmp_path: Path):
+    scripted, settings_of = waiting
+    with service(settings_of()) as client:
+        playing, queued = submitted(client, items(8))["id"], submitted(client, items(4))["id"]
+        wait(lambda: scripted.asked > 6, "requests wait")
+        for id in (playing, queued):
+            status, error = removed(client, id)
+            assert (status, error["error"]["code"]) == (409, "run_not_ended")
+            cancelled(client, id)
+        assert removed(client, queued)[0] == 200
+        # What is in flight may still arrive.
+        wait(lambda: removed(client, playing)[0] == 200, "the run can be removed")
+        assert client.get("/runs").json()["runs"] == []
+    assert not list((tmp_path / "runs").glob("*/"))
+
+
+def test_a_removal_that_was_cut_off_leaves_no_end_to_the_next_run(url: str, tmp_path: Path):
+    with service(settings(tmp_path, url)) as client:
+        id = ended(client, submitted(client, items(2))["id"])["id"]
+    files = RunFiles(tmp_path / "runs" / id)
+    beginning, request = files.beginning(), files.request()
+    (files.folder / "run.json").unlink()
+    with service(settings(tmp_path, url)) as client:
+        assert client.get(f"/runs/{id}").status_code == 404
+    files.create(beginning, request)
+    assert files.outcome() is None

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.core.errors import RequestError
-from posttrain.llm_judge.limits import LATENESS, BudgetSpent, Limits, LimitSettings, Money, Rate
+from posttrain.llm_judge.running.limits import LATENESS, BudgetSpent, Limits, LimitSettings, Money, Rate
 
 
 class FakeTime:

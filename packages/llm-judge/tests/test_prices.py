@@ -3,7 +3,7 @@
 import pytest
 
 from posttrain.core.errors import RequestError
-from posttrain.llm_judge.prices import Price, check_max_cost, find_price
+from posttrain.llm_judge.judges.prices import Price, check_max_cost, find_price
 
 
 def test_cost_is_by_the_million_tokens():

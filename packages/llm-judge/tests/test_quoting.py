@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from posttrain.core.hashing import digest_json
 from posttrain.llm_judge.protocols import quoting
 from posttrain.llm_judge.protocols.quoting import nonce_for, quotations, quote
 
@@ -56,6 +57,12 @@ def test_nonce_is_in_no_text_that_looks_like_it():
     taken = nonce_for({"a": 1}, [])
     wide = "".join(chr(ord(c) + 0xFEE0) for c in taken)
     assert {nonce_for({"a": 1}, [taken.upper()]), nonce_for({"a": 1}, [wide])}.isdisjoint({taken})
+
+
+@given(st.dictionaries(st.text(), st.one_of(st.none(), st.text(), st.integers(0, 9), st.lists(st.text()))))
+def test_nonce_begins_the_digest_of_the_definition(definition):
+    """As every digest of JSON is made, so that no prompt changes with the library that writes it."""
+    assert nonce_for(definition, []) == digest_json([definition, 0])[:8]
 
 
 def test_nonce_hangs_on_the_definition():

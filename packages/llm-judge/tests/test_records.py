@@ -14,10 +14,10 @@ from posttrain.core.files import read_jsonl
 from posttrain.llm_judge.comparisons import Comparison
 from posttrain.llm_judge.exchange import read_export
 from posttrain.llm_judge.judgements import Decision
-from posttrain.llm_judge.limits import Limits, LimitSettings
 from posttrain.llm_judge.matches import Match, play
 from posttrain.llm_judge.protocols import load_protocol
 from posttrain.llm_judge.records import annotations_of, read_record, record_id, record_of, write_record
+from posttrain.llm_judge.running.limits import Limits, LimitSettings
 from posttrain.llm_judge.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -12,7 +12,7 @@ from tenacity import wait_none
 
 from posttrain.core import cli
 from posttrain.core.files import read_json, read_jsonl, write_jsonl
-from posttrain.llm_judge import judge_choice
+from posttrain.llm_judge.commands import judge_choice
 from posttrain.llm_judge.judges import completions
 from posttrain.llm_judge.judges.script import Script
 
@@ -448,7 +448,7 @@ def test_a_source_of_rewards_as_judge(run):
 
 
 def test_a_checkpoint_is_served_only_while_it_has_something_to_answer(run, judge, monkeypatch):
-    from posttrain.llm_judge import sides
+    from posttrain.llm_judge.answers import sides
 
     started, stub = [], policy()
 
@@ -573,6 +573,8 @@ def test_a_reward_judge_needs_a_service_and_no_protocol(run):
         (["reward:model", "--reward-url", "http://127.0.0.1:9"], 2, "--reward-url does not belong to"),
         (["reward:model", "--judge-temperature", "0"], 2, "--judge-temperature does not belong to"),
         (["reward:model", "--max-cost", "1"], 2, "--max-cost does not belong to"),
+        (["reward:model", "--requests-per-minute", "1"], 2, "--requests-per-minute does not belong to"),
+        (["reward:model", "--tokens-per-minute", "1"], 2, "--tokens-per-minute does not belong to"),
         (["reward:model", "--price-in", "1"], 2, "--price-in does not belong to"),
         (["reward:model", "--store", "old.jsonl/store.db"], 1, "old.jsonl"),
         (["reward", "--reward-url", "http://127.0.0.1:9"], 1, "127.0.0.1:9"),

@@ -15,13 +15,13 @@ from rich.console import Console
 
 from posttrain.core.clients import ServiceUnavailable
 from posttrain.core.errors import RequestError, WorkError
-from posttrain.llm_judge import asking
 from posttrain.llm_judge.comparisons import Comparison, Game
-from posttrain.llm_judge.interruption import run_until_interrupted
 from posttrain.llm_judge.judgements import Decision, Judgement, JudgeRefused, judgement_key, judgement_keys
-from posttrain.llm_judge.limits import BudgetSpent, Limits, LimitSettings
-from posttrain.llm_judge.progress import Bar, Estimate, Tally
-from posttrain.llm_judge.runner import begin_order, judge_games
+from posttrain.llm_judge.running import asking
+from posttrain.llm_judge.running.interruption import run_until_interrupted
+from posttrain.llm_judge.running.limits import BudgetSpent, Limits, LimitSettings
+from posttrain.llm_judge.running.progress import Bar, Estimate, Tally
+from posttrain.llm_judge.running.runner import begin_order, judge_games
 from posttrain.llm_judge.store import Store
 
 
@@ -138,6 +138,27 @@ def test_as_many_at_once_as_the_limit_says_and_both_orders_near_each_other(store
     for place, game in enumerate(judge.asked):
         places.setdefault(game.comparison.prompt_id, []).append(place)
     assert all(second - first == 1 for first, second in places.values())
+
+
+def test_answers_that_wait_for_the_disk_may_leave_their_places_to_others(store, monkeypatch):
+    waiting, most = 0, 0
+    keep = Store.aput
+
+    async def slow(self, judgement, game):
+        nonlocal waiting, most
+        waiting += 1
+        most = max(most, waiting)
+        await asyncio.sleep(0.02)
+        waiting -= 1
+        return await keep(self, judgement, game)
+
+    monkeypatch.setattr(Store, "aput", slow)
+    judge, games = FakeJudge(seconds=0.01), both(*map(comparison, range(30)))
+    limits = Limits(LimitSettings(concurrency=4, unkept=6))
+    report = asyncio.run(judge_games(games, judge, store, limits))
+    assert report.complete
+    assert judge.most_at_once == 4
+    assert 6 <= most <= 10
 
 
 @settings(deadline=None)
@@ -452,8 +473,8 @@ import asyncio, sys
 from pathlib import Path
 from posttrain.llm_judge.comparisons import Comparison, Game
 from posttrain.llm_judge.judgements import Decision
-from posttrain.llm_judge.limits import Limits, LimitSettings
-from posttrain.llm_judge.runner import judge_games
+from posttrain.llm_judge.running.limits import Limits, LimitSettings
+from posttrain.llm_judge.running.runner import judge_games
 from posttrain.llm_judge.store import Store
 
 class Judge:

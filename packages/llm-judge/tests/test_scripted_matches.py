@@ -18,9 +18,9 @@ from posttrain.llm_judge.judges.completions import ChatServer
 from posttrain.llm_judge.judges.qualities import Quality, hashed
 from posttrain.llm_judge.judges.script import Script
 from posttrain.llm_judge.judges.scripted import ScriptedJudge
-from posttrain.llm_judge.limits import Limits, LimitSettings
 from posttrain.llm_judge.matches import Match, Played, pairs_of, play
 from posttrain.llm_judge.protocols import load_protocol
+from posttrain.llm_judge.running.limits import Limits, LimitSettings
 from posttrain.llm_judge.scores import scores
 from posttrain.llm_judge.statistics.bias import BiasReport, bias_report
 from posttrain.llm_judge.statistics.estimates import IntervalEstimate

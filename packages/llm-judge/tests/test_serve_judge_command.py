@@ -6,12 +6,24 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from posttrain.core import cli, serving
 from posttrain.core.errors import RequestError
 from posttrain.llm_judge.serving.command import parse_judges
+from posttrain.llm_judge.serving.judges import Judges
+from posttrain.llm_judge.serving.policies import Policies
 from posttrain.llm_judge.serving.run_files import lock_runs
-from posttrain.llm_judge.serving.settings import ENVIRONMENT, JudgeServiceSettings, from_environment
+from posttrain.llm_judge.serving.settings import (
+    ENVIRONMENT,
+    JudgeServiceSettings,
+    JudgeSettings,
+    PolicySettings,
+    from_environment,
+)
 
 sys.path.insert(0, str(Path(__file__).parent))
 from judge_service import KEY, Scripted, served
@@ -87,9 +99,32 @@ def test_a_url_is_asked_for_its_model_and_what_key_it_takes(started: list):
         ("scripted", "scripted", f"{url}/v1"),
         ("other", "scripted", f"{url}/v1"),
     ]
-    assert judges["other"].chat.api_key_variable == "OPENAI_API_KEY"
     # By its weights the judge is the same at another address.
     assert judges["scripted"].chat.sha256 == judges["other"].chat.sha256 is not None
+
+
+@pytest.mark.parametrize(
+    ("demands", "named", "sent"), [(False, False, False), (True, False, True), (False, True, True)]
+)
+def test_a_judge_gets_the_key_where_it_asks_for_it_or_the_environment_names_it(
+    started: list, monkeypatch: pytest.MonkeyPatch, demands: bool, named: bool, sent: bool
+):
+    """With a file of settings an address is asked for nothing beforehand: what it has to get stands there."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+    async def models(request: Request) -> Response:
+        if demands and request.headers.get("authorization") != f"Bearer {KEY}":
+            return JSONResponse({}, 401)
+        return JSONResponse({"data": [{"id": "m"}]})
+
+    with served(Starlette(routes=[Route("/v1/models", models)])) as url:
+        if named:
+            monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/v1")
+        serve("--judge", url)
+    judges = settings_of(started).judges
+    assert (Judges(judges)._chat["m"]._key == KEY) is sent
+    written = JudgeSettings.model_validate({"chat": {"model": "m", "base_url": url}})
+    assert (Judges({"m": written})._chat["m"]._key == KEY) is named
 
 
 def test_a_judge_without_a_name_gets_one_that_requests_and_set_can_use(started: list, monkeypatch: pytest.MonkeyPatch):
@@ -134,6 +169,10 @@ def test_a_file_of_settings_comes_below_the_options(started: list, tmp_path: Pat
         (["--reward", "http://127.0.0.1:9", "--set", "default_judge=x"], "default_judge 'x' is no judge"),
         (["--reward", "http://127.0.0.1:9", "--set", "judges.x.limits.concurrency=3"], "either 'chat' or 'reward'"),
         (["--judge", "m", "--set", "judges.m.limits.max_cost=3"], "'limits.max_cost' needs 'chat.price'"),
+        (
+            ["--reward", "http://127.0.0.1:9", "--set", "judges.reward.limits.tokens_per_minute=3"],
+            "leave 'limits.tokens_per_minute' out",
+        ),
         (["--judge", "m", "--set", "judges.m.chat.api_key_variable=NO_SUCH_KEY"], "set NO_SUCH_KEY"),
         (["--settings", "none.yaml"], "none.yaml does not exist"),
         (["--reward", "http://127.0.0.1:9", "--port", "0"], "port 0"),
@@ -160,10 +199,6 @@ def test_folders_of_another_service_and_a_store_that_is_none_are_one_line(starte
 
 
 def test_another_servers_key_is_never_sent_in_place_of_a_missing_one(monkeypatch: pytest.MonkeyPatch):
-    from posttrain.llm_judge.serving.judges import Judges
-    from posttrain.llm_judge.serving.policies import Policies
-    from posttrain.llm_judge.serving.settings import JudgeSettings, PolicySettings
-
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     chat = {"model": "m", "base_url": "http://127.0.0.1:9", "api_key_variable": "MINE"}
     local = Judges({"m": JudgeSettings.model_validate({"chat": chat})})

@@ -1,20 +1,22 @@
 """The store gives back what was put, keeps the first answer, and says in one line what is wrong with it."""
 
 import asyncio
+import gc
 import os
 import re
 import sqlite3
 import sys
-from dataclasses import replace
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from posttrain.core.errors import RequestError, WorkError
-from posttrain.llm_judge import store as store_module
-from posttrain.llm_judge import store_file
 from posttrain.llm_judge.comparisons import Comparison, Game
 from posttrain.llm_judge.store import JudgeTotals, Store
+from posttrain.llm_judge.store import file as store_file
+from posttrain.llm_judge.store import rows as store_rows
 
 sys.path.insert(0, str(Path(__file__).parent))
 from judged_games import JUDGE, game, judged
@@ -52,11 +54,37 @@ def test_what_is_stored_is_there_after_reopening(tmp_path):
         assert store.get([judgement.key]) == {judgement.key: judgement}
 
 
-def test_more_keys_than_one_query_takes_are_all_found(store, monkeypatch):
-    monkeypatch.setattr(store_module, "KEYS_AT_ONCE", 3)
+@pytest.mark.parametrize("at_once", [1, 3, 40])
+def test_more_than_one_statement_takes_is_kept_and_found_all_the_same(store, monkeypatch, at_once):
+    monkeypatch.setattr(store_rows, "VALUES_AT_ONCE", at_once)
     annotations = [judged(game(number)) for number in range(10)]
+    assert store.claim([judgement.key for judgement, _ in annotations]) == {one.key for one, _ in annotations}
     store.put_many(annotations)
-    assert store.get([judgement.key for judgement, _ in annotations]) == {one.key: one for one, _ in annotations}
+    for wanted in (annotations[:4], annotations):
+        assert store.get([judgement.key for judgement, _ in wanted]) == {one.key: one for one, _ in wanted}
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 4, 5, 6, 10])
+def test_what_is_not_there_is_not_found_however_much_is_wanted(store, wanted):
+    """Few rows are looked up, many are read in passing."""
+    store.put_many([judged(game(number)) for number in range(10)])
+    strange = [judged(game(number))[0].key for number in range(10, 15)]
+    ours = [judged(game(number))[0] for number in range(wanted)]
+    assert store.get([*strange, *(one.key for one in ours)]) == {one.key: one for one in ours}
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_reading_leaves_the_garbage_collector_as_it_was(store, collects):
+    store.put_many([judged(game(number)) for number in range(10)])
+    before = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        store.get([])
+        with pytest.raises(ValueError, match="hexadecimal"):
+            store.get(["no key"])
+        assert gc.isenabled() is collects
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_one_judgement_serves_whoever_asks_with_a_and_b_exchanged(store):
@@ -160,19 +188,79 @@ def test_a_judgement_that_cannot_be_stored_takes_none_of_those_that_came_with_it
     assert [type(result) for result in results if result is not True] == [OverflowError]
 
 
-def test_a_put_whose_waiter_is_cancelled_is_done_all_the_same(store):
-    judgement, of = judged(game(1))
+def test_what_one_batch_brings_twice_is_new_once(tmp_path):
+    """Also where an earlier batch had it, and where the texts are those of another game."""
+    puts = [judged(game(number // 2, order="ab" if number % 4 else "ba")) for number in range(20)]
+    with Store(tmp_path / "one.db") as store:
+        kept = [store.put(*one) for one in puts]
+    with Store(tmp_path / "batch.db") as store:
 
-    async def cancelled():
+        async def put_all():
+            return await asyncio.gather(*(store.aput(*one) for one in puts))
+
+        assert asyncio.run(put_all()) == kept
+        assert asyncio.run(put_all()) == [False] * 20
+        assert list(store.annotations()) == sorted(
+            {one[0].key: one for one in puts}.values(), key=lambda one: (one[0].created, one[0].key)
+        )
+
+
+@contextmanager
+def another_writer(store: Store):
+    """Another process's connection in the middle of a transaction; what ends it."""
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield lambda: other.execute("ROLLBACK")
+    finally:
+        other.close()
+
+
+def test_a_put_that_has_to_wait_blocks_nobody_else(store):
+    async def wait(end):
+        putting = [asyncio.create_task(store.aput(*judged(game(number)))) for number in range(3)]
+        # Nothing of this would happen if the loop waited too.
+        for _ in range(10):
+            await asyncio.sleep(0.01)
+        assert not any(task.done() for task in putting)
+        end()
+        return await asyncio.gather(*putting)
+
+    with another_writer(store) as end:
+        assert asyncio.run(wait(end)) == [True, True, True]
+
+
+def test_an_event_loop_that_is_closed_keeps_nobody_else_from_the_answer(store):
+    """What it submitted is kept all the same."""
+    loop = asyncio.new_event_loop()
+    with another_writer(store) as end:
+        task = loop.create_task(store.aput(*judged(game(1))))
+        loop.run_until_complete(asyncio.sleep(0.05))
+        task.cancel()
+        loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
+        loop.close()
+        end()
+    assert store.put(*judged(game(2)))
+    assert len(store.get([judged(game(number))[0].key for number in (1, 2)])) == 2
+
+
+def test_a_put_whose_waiter_is_cancelled_is_done_all_the_same(tmp_path):
+    store, (judgement, of) = Store(tmp_path / "store.db"), judged(game(1))
+
+    async def cancelled(end):
         task = asyncio.create_task(store.aput(judgement, of))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.05)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        assert store.get([judgement.key]) == {}
+        end()
+        store.close()
 
-    asyncio.run(cancelled())
-    store.put(*judged(game(2)))
-    assert judgement.key in store.get([judgement.key])
+    with another_writer(store) as end:
+        asyncio.run(cancelled(end))
+    with Store(tmp_path / "store.db") as again:
+        assert judgement.key in again.get([judgement.key])
 
 
 def test_many_that_fail_on_the_way_leave_nothing(store):
@@ -240,13 +328,26 @@ def test_a_full_disk_is_one_line_and_what_was_stored_stays(tmp_path, monkeypatch
 def test_another_process_that_writes_for_long_is_waited_for_and_then_told_of(tmp_path, monkeypatch):
     monkeypatch.setattr(store_file, "PATIENCE", 0.2)
     with Store(tmp_path / "store.db") as store:
-        other = sqlite3.connect(store.path, isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(WorkError, match=re.escape(f"another process has been writing {store.path}")):
-            store.put(*judged(game(1)))
-        other.execute("ROLLBACK")
-        other.close()
+        with another_writer(store):
+            with pytest.raises(WorkError, match=re.escape(f"another process has been writing {store.path}")):
+                store.put(*judged(game(1)))
+            with pytest.raises(WorkError, match=re.escape(f"another process has been writing {store.path}")):
+                asyncio.run(store.aput(*judged(game(1))))
         assert store.put(*judged(game(1)))
+
+
+def test_puts_that_wait_together_for_another_process_do_not_wait_one_after_the_other(store, monkeypatch):
+    monkeypatch.setattr(store_file, "PATIENCE", 0.3)
+
+    async def put_all(opened):
+        return await asyncio.gather(*(opened.aput(*judged(game(n))) for n in range(12)), return_exceptions=True)
+
+    with Store(store.path) as impatient, another_writer(store):
+        started = time.monotonic()
+        results = asyncio.run(put_all(impatient))
+        # Once for the first put, which is alone, and once for the others.
+        assert time.monotonic() - started < 2
+    assert [type(result) for result in results] == [WorkError] * 12
 
 
 def test_a_closed_store_takes_nothing(tmp_path):
@@ -263,5 +364,5 @@ def test_equal_answers_are_one_game_in_both_orders(store):
     judgement, of = judged(Game(same, "ab"), 0.9)
     store.put(judgement, of)
     found = store.get([judged(Game(same, "ba"))[0].key])[judgement.key]
-    both = [replace(found, order=order).preference for order in ("ab", "ba")]
+    both = [found._replace(order=order).preference for order in ("ab", "ba")]
     assert sum(both) / 2 == pytest.approx(0.5)

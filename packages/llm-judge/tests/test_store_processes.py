@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.llm_judge import claims
-from posttrain.llm_judge.store import Store
+from posttrain.llm_judge.store import Store, claims
 
 sys.path.insert(0, str(Path(__file__).parent))
 from judged_games import game, judged

@@ -132,7 +132,11 @@ class SupervisedService:
                 )
                 return
             print(f"{self.name} service ended ({self._process.returncode}); starting it again", file=sys.stderr)
-            self._process = self._spawn()
+            try:
+                self._process = self._spawn()
+            except OSError as error:
+                print(f"{self.name} service cannot be started again: {error}", file=sys.stderr)
+                return
         end_process(self._process, self.STOP_SECONDS)
 
     def _spawn(self) -> subprocess.Popen[bytes]:

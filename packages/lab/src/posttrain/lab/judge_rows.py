@@ -28,9 +28,9 @@ from posttrain.lab.schedule import clock
 from posttrain.lab.status_line import StatusLine
 from posttrain.llm_judge.comparisons import Comparison
 from posttrain.llm_judge.judges.reward import RewardJudge
-from posttrain.llm_judge.limits import Limits, LimitSettings
 from posttrain.llm_judge.matches import Match, pairs_of, play
 from posttrain.llm_judge.records import Side, record_of, write_record
+from posttrain.llm_judge.running.limits import Limits, LimitSettings
 from posttrain.llm_judge.store import Store
 
 FOLDER = "judge"

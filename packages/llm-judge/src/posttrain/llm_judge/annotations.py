@@ -132,8 +132,17 @@ def _table(annotator: str, generator_a: str | None, generator_b: str | None, pai
             length_b=numbers(_length(game, game.comparison.answers_b) for game in games),
             human=numbers(comparison.human for comparison in asked),
             categories=[comparison.category for comparison in asked],
+            equal=[_is_equal(pair) for pair in pairs],
         ),
     )
+
+
+def _is_equal(pair: Paired) -> bool:
+    """Whether the judge sees the same in both places."""
+    judgement, game = next(iter(pair.values()))
+    asked = game.comparison
+    alike = not sees_cut(judgement.judge) or game.cut["a"] == game.cut["b"]
+    return alike and asked.answers_a[: game.turns] == asked.answers_b[: game.turns]
 
 
 def _length(game: Game, answers: Sequence[str]) -> int:

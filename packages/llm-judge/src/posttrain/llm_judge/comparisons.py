@@ -70,8 +70,8 @@ class Game:
     @property
     def shown(self) -> tuple[tuple[str, ...], ...]:
         """The answers in the order shown, each a text a turn."""
-        turns, both = self.turns, {"a": self.comparison.answers_a, "b": self.comparison.answers_b}
-        return tuple([both[which][:turns] for which in self.order])
+        a, b = self.comparison.answers_a[: self.turns], self.comparison.answers_b[: self.turns]
+        return {"ab": (a, b), "ba": (b, a), "a": (a,), "b": (b,)}[self.order]
 
     @property
     def cut(self) -> dict[str, bool]:

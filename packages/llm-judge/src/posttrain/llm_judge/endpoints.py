@@ -82,7 +82,7 @@ def find_endpoint(url: str, model: str | None = None) -> Endpoint:
     ours = _speaks_our_contract(response, base)
     variable = OUR_KEY_VARIABLE if ours else KEY_VARIABLE
     known = os.environ.get(variable)
-    key = known if not ours and _is_the_environments(base) else None
+    key = known if not ours and is_the_environments(base) else None
     if response.status_code in (401, 403) and known:
         if not (ours or key or _is_safe(base)):
             raise RequestError(
@@ -107,7 +107,9 @@ def find_endpoint(url: str, model: str | None = None) -> Endpoint:
     return Endpoint(base, str(chosen["id"]), key, digest, variable)
 
 
-def _is_the_environments(base: str) -> bool:
+def is_the_environments(base: str) -> bool:
+    """Whether the environment names this address beside the key, which is to be sent there then without being asked
+    for."""
     named = os.environ.get(URL_VARIABLE)
     return named is not None and named.rstrip("/") == base
 

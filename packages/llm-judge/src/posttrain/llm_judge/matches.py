@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from posttrain.llm_judge.annotations import tabulate
-from posttrain.llm_judge.asking import JudgementStore
 from posttrain.llm_judge.comparisons import Comparison, Game
 from posttrain.llm_judge.exchange import Judged
 from posttrain.llm_judge.judgements import Judge
-from posttrain.llm_judge.limits import Limits
-from posttrain.llm_judge.progress import Watch
 from posttrain.llm_judge.protocols import Protocol
-from posttrain.llm_judge.runner import Answered, Report, judge_games
+from posttrain.llm_judge.running.asking import JudgementStore
+from posttrain.llm_judge.running.limits import Limits
+from posttrain.llm_judge.running.progress import Watch
+from posttrain.llm_judge.running.runner import Answered, Report, judge_games
 from posttrain.llm_judge.statistics.pairs import Pairs
 from posttrain.llm_judge.statistics.sequential import Clear, clear_after, prompt_means
 

@@ -109,6 +109,13 @@ def run(
     model_a: Annotated[str | None, typer.Option(help="Which model at A's address.", show_default=False)] = None,
     model_b: Annotated[str | None, typer.Option(help="Which model at B's address.", show_default=False)] = None,
     concurrency: Annotated[int, typer.Option(help="Requests at once.")] = 16,
+    unkept: Annotated[
+        int,
+        typer.Option(
+            help="Answers on their way to the disk beside them, for servers that take milliseconds; a kill may lose as "
+            "many more."
+        ),
+    ] = 0,
     requests_per_minute: Annotated[float | None, typer.Option(help="To the judge.", show_default=False)] = None,
     tokens_per_minute: Annotated[
         float | None, typer.Option(help="To the judge, of prompts and answers.", show_default=False)
@@ -135,19 +142,21 @@ def run(
     """
     from posttrain.core.config import apply_overrides, validate
     from posttrain.core.runs import refuse_unwritable
-    from posttrain.llm_judge.answering import Answering
-    from posttrain.llm_judge.generation import Generation
-    from posttrain.llm_judge.judge_choice import JudgeWish, find_judge, find_protocol
-    from posttrain.llm_judge.limits import LimitSettings
-    from posttrain.llm_judge.playing import expect, play_match, unfinished
-    from posttrain.llm_judge.prepared import MatchWish, prepare
+    from posttrain.llm_judge.answers.answering import Answering
+    from posttrain.llm_judge.answers.generation import Generation
+    from posttrain.llm_judge.commands.judge_choice import JudgeWish, find_judge, find_protocol
+    from posttrain.llm_judge.commands.playing import expect, play_match, unfinished
+    from posttrain.llm_judge.commands.prepared import MatchWish, prepare
     from posttrain.llm_judge.records import read_record, record_of, write_record
+    from posttrain.llm_judge.running.limits import LimitSettings
     from posttrain.llm_judge.store import Store
 
     sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     generation = validate(Generation, sampling, "judge run")
     per_minute = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
-    limits = validate(LimitSettings, {"concurrency": concurrency, "max_cost": max_cost, **per_minute}, "judge run")
+    limits = validate(
+        LimitSettings, {"concurrency": concurrency, "unkept": unkept, "max_cost": max_cost, **per_minute}, "judge run"
+    )
     wish = JudgeWish(
         judge=judge,
         protocol=protocol,
@@ -163,6 +172,7 @@ def run(
         price_out=price_out,
         prices=prices,
         max_cost=max_cost,
+        **per_minute,
         logs=runs / ANSWERS,
         dry_run=dry_run,
     )
@@ -219,7 +229,7 @@ def _say(notes: Sequence[str]) -> None:
 def _tell(record: Mapping[str, Any], path: Path | None, as_json: bool) -> None:
     from rich.console import Console
 
-    from posttrain.llm_judge.run_report import print_record
+    from posttrain.llm_judge.commands.run_report import print_record
 
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 200)
     print_record(console, record)

@@ -13,7 +13,7 @@ import typer
 from posttrain.core.errors import RequestError, suggest
 
 if TYPE_CHECKING:
-    from posttrain.llm_judge.show_selection import Wanted
+    from posttrain.llm_judge.commands.show_selection import Wanted
 
 NAMED = 10
 """Records that an error names."""
@@ -116,11 +116,11 @@ def _list(runs: Path, as_json: bool) -> None:
 def _pairs(path: Path, wanted: "Wanted", category: str | None, limit: int | None, as_json: bool) -> None:
     from rich.console import Console
 
+    from posttrain.llm_judge.commands.run_report import print_record
+    from posttrain.llm_judge.commands.show_page import print_pair
+    from posttrain.llm_judge.commands.show_selection import pair_as_json, select
     from posttrain.llm_judge.exchange import read_export
     from posttrain.llm_judge.records import annotations_of, read_record
-    from posttrain.llm_judge.run_report import print_record
-    from posttrain.llm_judge.show_page import print_pair
-    from posttrain.llm_judge.show_selection import pair_as_json, select
 
     record = read_record(path)
     judged = read_export(annotations_of(path))

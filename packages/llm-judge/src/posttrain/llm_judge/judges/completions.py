@@ -30,9 +30,9 @@ from posttrain.core.errors import RequestError, WorkError
 from posttrain.core.serving import is_loopback
 from posttrain.llm_judge.endpoints import KEY_VARIABLE, URL_VARIABLE, check_plain
 from posttrain.llm_judge.judgements import JudgeRefused
-from posttrain.llm_judge.limits import Limits
-from posttrain.llm_judge.prices import Price
+from posttrain.llm_judge.judges.prices import Price
 from posttrain.llm_judge.protocols.verdicts import Token
+from posttrain.llm_judge.running.limits import Limits
 
 log = logging.getLogger(__name__)
 

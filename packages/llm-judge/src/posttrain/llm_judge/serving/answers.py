@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from posttrain.llm_judge.comparisons import Order
-from posttrain.llm_judge.progress import Tally
+from posttrain.llm_judge.running.progress import Tally
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 
@@ -127,6 +127,13 @@ class RunAnswer(RunSummary):
     """As in an answer to `POST /judge`, of the comparisons that have all their games; null: none has."""
     result: dict[str, Any] | None = None
     """The record of a run that is done."""
+
+
+class RunRemoved(Answer):
+    """`DELETE /runs/{id}`."""
+
+    id: str
+    deleted: Literal[True] = True
 
 
 class RunList(Answer):

@@ -26,14 +26,14 @@ from posttrain.core.errors import PosttrainError, RequestError
 from posttrain.core.wire import DEADLINE_EXCEEDED, error_body
 from posttrain.llm_judge import __version__
 from posttrain.llm_judge.judgements import JudgeRefused
-from posttrain.llm_judge.limits import BudgetSpent
-from posttrain.llm_judge.serving.answers import JudgeAnswer, RunAnswer, RunList, Served
+from posttrain.llm_judge.running.limits import BudgetSpent
+from posttrain.llm_judge.serving.answers import JudgeAnswer, RunAnswer, RunList, RunRemoved, Served
 from posttrain.llm_judge.serving.contest import DeadlineExceeded, Overloaded, Stopping
 from posttrain.llm_judge.serving.description import complete, described
 from posttrain.llm_judge.serving.discreet import log_place
 from posttrain.llm_judge.serving.judging import Judging
 from posttrain.llm_judge.serving.requests import JudgeRequest, RequestT, RunRequest, parse
-from posttrain.llm_judge.serving.runs import Runs, UnknownRun
+from posttrain.llm_judge.serving.runs import RunNotEnded, Runs, UnknownRun
 from posttrain.llm_judge.serving.settings import JudgeServiceSettings
 from posttrain.llm_judge.serving.telemetry import telemetry
 from posttrain.llm_judge.serving.wanted import Wanted
@@ -44,7 +44,7 @@ METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 ALLOWED = {
     "judge": "POST",
     "runs": "GET, POST",
-    "runs/[^/]+": "GET",
+    "runs/[^/]+": "DELETE, GET",
     "runs/[^/]+/cancel": "POST",
     "v1/judges": "GET",
 }
@@ -53,6 +53,7 @@ CLIENT_GONE = 499
 """What a request whose client has gone is counted as; nobody reads the answer."""
 ERRORS: list[tuple[type[PosttrainError], int, str | None]] = [
     (UnknownRun, 404, "run_not_found"),
+    (RunNotEnded, 409, "run_not_ended"),
     (RequestError, 400, None),
     (BudgetSpent, 402, "budget_spent"),
     (Overloaded, 503, "overloaded"),
@@ -140,6 +141,11 @@ def create_app(settings: JudgeServiceSettings) -> FastAPI:
     async def retrieve_run(request: Request, run_id: str) -> Response:
         """How far a run is, its rates so far and, once it is done, its record."""
         return _json(await _runs(request).status(run_id))
+
+    @app.delete("/runs/{run_id}", **described(RunRemoved, 404, 409))
+    async def remove_run(request: Request, run_id: str) -> Response:
+        """Removes a run that has ended. What was judged stays in the store, and its record where records are."""
+        return _json(await _runs(request).remove(run_id))
 
     @app.post("/runs/{run_id}/cancel", **described(RunAnswer, 404))
     async def cancel_run(request: Request, run_id: str) -> Response:

@@ -101,7 +101,7 @@ def parse_judges(given: list[str]) -> dict[str, Any]:
             chat = {
                 "model": found.model,
                 "base_url": found.base_url,
-                "api_key_variable": found.key_variable,
+                "api_key_variable": found.key_variable if found.api_key else None,
                 "sha256": found.digest,
             }
         name = name or _default_name(chat["model"])

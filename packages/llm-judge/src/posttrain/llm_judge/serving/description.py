@@ -20,6 +20,7 @@ ERRORS = {
     403: "Without a key the service answers only on loopback.",
     404: "There is no such run.",
     408: "The body came too slowly.",
+    409: "The run has not ended.",
     413: "The body is too large.",
     415: "The body is not said to be JSON.",
     500: "The judge or the store failed.",

@@ -14,7 +14,7 @@ from posttrain.core.clients import ServiceUnavailable
 from posttrain.core.errors import PosttrainError, RequestError, WorkError
 from posttrain.llm_judge.comparisons import Game
 from posttrain.llm_judge.judgements import Decision, Judge, JudgeRefused
-from posttrain.llm_judge.limits import BudgetSpent, Limits
+from posttrain.llm_judge.running.limits import BudgetSpent, Limits
 
 log = logging.getLogger(__name__)
 

@@ -2,24 +2,28 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from typing import Any, TypeVar
 
 import httpx
 
 from posttrain.core.clients import RewardClient
 from posttrain.core.errors import PosttrainError, RequestError
 from posttrain.core.serving import is_loopback
-from posttrain.llm_judge.endpoints import KEY_VARIABLE, base_url
+from posttrain.llm_judge.endpoints import KEY_VARIABLE, base_url, find_endpoint, is_the_environments
 from posttrain.llm_judge.judgements import Judge, JudgeRefused
 from posttrain.llm_judge.judges.chat import ChatJudge
-from posttrain.llm_judge.judges.completions import ChatServer
+from posttrain.llm_judge.judges.completions import NO_KEY, ChatServer
 from posttrain.llm_judge.judges.reward import RewardJudge
-from posttrain.llm_judge.limits import Limits
 from posttrain.llm_judge.protocols import Protocol
+from posttrain.llm_judge.running.limits import Limits
 from posttrain.llm_judge.serving.discreet import DiscreetJudge, discreet
 from posttrain.llm_judge.serving.settings import ChatBackend, JudgeSettings, RewardBackend
+
+T = TypeVar("T")
 
 PATIENCE = 30.0
 """Seconds of waiting for a reward service."""
@@ -33,9 +37,9 @@ class Judges:
         self.limits = {name: Limits(one.limits) for name, one in settings.items()}
         self._chat = {name: _server(one.chat, self.limits[name]) for name, one in settings.items() if one.chat}
         self._reward = {name: _client(one.reward) for name, one in settings.items() if one.reward}
-        # A reward service that is away keeps its own thread waiting, and nobody else's.
-        self._threads = ThreadPoolExecutor(max(len(self._reward), 1), thread_name_prefix="sources")
-        self._asking: dict[str, asyncio.Task[dict[str, str]]] = {}
+        # A service that is away keeps its own thread waiting, and nobody else's.
+        self._threads = ThreadPoolExecutor(max(len(settings), 1), thread_name_prefix="judges")
+        self._asking: dict[str, asyncio.Task[Any]] = {}
 
     def needs_protocol(self, name: str) -> bool:
         """Whether the judge is asked with a prompt."""
@@ -43,37 +47,42 @@ class Judges:
 
     @asynccontextmanager
     async def open(self, name: str, protocol: Protocol | None) -> AsyncIterator[Judge]:
-        """The judge, for one match. ServiceUnavailable or JudgeRefused when a reward service is away or has no such
-        source."""
+        """The judge, for one match, with the weights that its server has now. ServiceUnavailable or JudgeRefused when
+        the server is away or has no such model or source."""
         settings = self.settings[name]
         if settings.chat and protocol:
-            yield DiscreetJudge(ChatJudge(settings.chat, protocol, self._chat[name]), name)
+            with _discreetly(name):
+                chat = await self._with_its_weights(name, settings.chat)
+            yield DiscreetJudge(ChatJudge(chat, protocol, self._chat[name]), name)
         if settings.reward:
-            judge = await self._reward_judge(name, settings.reward)
+            with _discreetly(name):
+                digests = await self._ask(name, self._reward[name].sources)
+                judge = RewardJudge(self._reward[name], settings.reward.source, settings.reward.scale, digests)
             # One for each match: it keeps every score that it had, and must notice when the model becomes another.
             async with judge:
                 yield DiscreetJudge(judge, name, self.limits[name])
 
-    async def _reward_judge(self, name: str, settings: RewardBackend) -> RewardJudge:
-        try:
-            digests = await self._digests(name)
-            return RewardJudge(self._reward[name], settings.source, settings.scale, digests)
-        except RequestError as error:
-            raise discreet(JudgeRefused(str(error)), f"judge '{name}'") from None
-        except PosttrainError as error:
-            raise discreet(error, f"judge '{name}'") from None
+    async def _with_its_weights(self, name: str, settings: ChatBackend) -> ChatBackend:
+        """A policy service gets new weights while it serves, and its model is named by their version: it is found again
+        for each match, lest verdicts be kept as the old one's."""
+        model, version, _ = settings.model.partition("@")
+        if not (settings.base_url and settings.sha256 and version):
+            return settings
+        found = await self._ask(name, partial(find_endpoint, settings.base_url, model))
+        now = {"model": found.model, "sha256": found.digest} if found.digest else {}
+        return settings.model_copy(update=now)
 
-    async def _digests(self, name: str) -> dict[str, str]:
-        """What the judge's reward service says of its sources: asked once for all who want to know at the same time."""
-        asking = self._asking.get(name)
+    async def _ask(self, name: str, ask: Callable[[], T]) -> T:
+        """What a judge's server says of itself: asked once for all who want to know at the same time."""
+        asking: asyncio.Task[T] | None = self._asking.get(name)
         if asking is None:
-            asking = self._asking[name] = asyncio.create_task(self._ask(self._reward[name]))
+            asking = self._asking[name] = asyncio.create_task(self._in_thread(ask))
             asking.add_done_callback(lambda _: self._asking.pop(name))
         # Whoever waits may leave, and the others still want it.
         return await asyncio.shield(asking)
 
-    async def _ask(self, client: RewardClient) -> dict[str, str]:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, client.sources)
+    async def _in_thread(self, ask: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, ask)
 
     async def aclose(self) -> None:
         """Ends the connections."""
@@ -84,14 +93,27 @@ class Judges:
             client.close()
 
 
+@contextmanager
+def _discreetly(name: str) -> Iterator[None]:
+    """What a server has to say against being asked, as it may be told."""
+    try:
+        yield
+    except RequestError as error:
+        raise discreet(JudgeRefused(str(error)), f"judge '{name}'") from None
+    except PosttrainError as error:
+        raise discreet(error, f"judge '{name}'") from None
+
+
 def _server(settings: ChatBackend, limits: Limits) -> ChatServer:
     url = base_url(settings.base_url) if settings.base_url else None
-    key = os.environ.get(settings.api_key_variable)
-    if not key and settings.api_key_variable != KEY_VARIABLE:
+    named = KEY_VARIABLE if url is None or is_the_environments(url) else None
+    variable = settings.api_key_variable or named
+    key = os.environ.get(variable) if variable else NO_KEY
+    if not key and variable != KEY_VARIABLE:
         # What stands in where none is given is the key of another server.
         if url is None or not is_loopback(httpx.URL(url).host):
-            raise RequestError(f"the key for model '{settings.model}' is missing; set {settings.api_key_variable}")
-        key = "none"
+            raise RequestError(f"the key for model '{settings.model}' is missing; set {variable}")
+        key = NO_KEY
     return ChatServer(limits, base_url=url, api_key=key, price=settings.price, timeout=settings.timeout_seconds)
 
 

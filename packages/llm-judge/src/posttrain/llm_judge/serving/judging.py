@@ -15,8 +15,8 @@ from posttrain.core.clients import ServiceUnavailable
 from posttrain.core.errors import PosttrainError
 from posttrain.core.hashing import canonical_json
 from posttrain.llm_judge.judgements import JudgeRefused, judgement_key
-from posttrain.llm_judge.limits import BudgetSpent
 from posttrain.llm_judge.matches import Match, play
+from posttrain.llm_judge.running.limits import BudgetSpent
 from posttrain.llm_judge.serving.answers import ComparisonAnswer, JudgeAnswer, Usage
 from posttrain.llm_judge.serving.contest import Contest, DeadlineExceeded, Overloaded, Stopping
 from posttrain.llm_judge.serving.discreet import log_place

@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Iterable
 
-from posttrain.llm_judge.asking import JudgementStore
 from posttrain.llm_judge.comparisons import Game
 from posttrain.llm_judge.judgements import Judgement
-from posttrain.llm_judge.progress import Estimate, Tally
+from posttrain.llm_judge.running.asking import JudgementStore
+from posttrain.llm_judge.running.progress import Estimate, Tally
 from posttrain.llm_judge.serving.telemetry import telemetry
 
 

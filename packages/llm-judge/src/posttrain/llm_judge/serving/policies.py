@@ -7,7 +7,7 @@ from posttrain.core.errors import PosttrainError
 from posttrain.core.wire import Message
 from posttrain.llm_judge.endpoints import base_url
 from posttrain.llm_judge.judges.completions import ChatServer, estimated_tokens
-from posttrain.llm_judge.limits import Limits
+from posttrain.llm_judge.running.limits import Limits
 from posttrain.llm_judge.serving.discreet import discreet
 from posttrain.llm_judge.serving.requests import ComparisonItem, Generated
 from posttrain.llm_judge.serving.settings import PolicySettings

@@ -4,6 +4,7 @@ A run is there once `run.json` is, and has ended once `outcome.json` is there; e
 ends the service, the next one knows which runs are to go on.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ class RunFiles:
         self.folder = folder
 
     def create(self, beginning: RunBeginning, request: RunRequest) -> None:
-        """Makes the run."""
+        """Makes the run, over what a removal that was cut off has left."""
+        shutil.rmtree(self.folder, ignore_errors=True)
         atomic_write_bytes(self.folder / "request.json", request.model_dump_json(exclude_defaults=True).encode())
         atomic_write_json(self.folder / "run.json", beginning.model_dump(mode="json"))
 
@@ -71,6 +73,13 @@ class RunFiles:
     def reopen(self) -> None:
         """Takes back that it has ended."""
         (self.folder / "outcome.json").unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Removes the run with all its files; WorkError where they cannot be."""
+        with disk_errors(self.folder):
+            # Without this the run is not there, whatever ends the removal of the others.
+            (self.folder / "run.json").unlink()
+            shutil.rmtree(self.folder)
 
     def get(self, index: int, side: int) -> Generated | None:
         """What a policy answered for a side, 1 or 2, of the comparison at this place."""

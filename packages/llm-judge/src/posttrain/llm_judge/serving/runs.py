@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from posttrain.core.errors import PosttrainError, RequestError
 from posttrain.llm_judge.records import read_record, record_of, write_record
-from posttrain.llm_judge.serving.answers import Progress, RunAnswer, RunSummary, State
+from posttrain.llm_judge.serving.answers import Progress, RunAnswer, RunRemoved, RunSummary, State
 from posttrain.llm_judge.serving.contest import Contest, Overloaded
 from posttrain.llm_judge.serving.discreet import log_place
 from posttrain.llm_judge.serving.judging import Judging
@@ -40,6 +40,10 @@ BEGUN_AGAIN: tuple[State, ...] = ("failed", "cancelled")
 
 class UnknownRun(RequestError):
     """There is no run with this id."""
+
+
+class RunNotEnded(RequestError):
+    """What is asked for needs a run that has ended."""
 
 
 @dataclass(eq=False)
@@ -137,6 +141,18 @@ class Runs:
                 run.rated = -RATES_EVERY
         return await self._told(run)
 
+    async def remove(self, id: str) -> RunRemoved:
+        """Removes a run that has ended; what was judged stays in the store, and its record where records are.
+        UnknownRun where there is none, RunNotEnded while it waits, is played, or what was in flight arrives."""
+        async with self._submitting:  # the same request may begin it again
+            run = self._run(id)
+            async with run.changed:
+                if run.contest or run.summary.state in ("queued", "running"):
+                    raise RunNotEnded("the run has not ended; cancel it first, and what is in flight arrives")
+                await asyncio.to_thread(run.files.remove)
+                del self._runs[id]
+        return RunRemoved(id=id)
+
     def _can_be_played(self, run: Run) -> bool:
         """Whether the settings still have what it was asked of."""
         protocols = self._judging.catalog.protocols
@@ -217,7 +233,7 @@ class Runs:
         async with run.changed:
             if run.summary.state == "running" and not self._stopping:
                 await self._end(run, "failed" if error else "done", error)
-            elif run.summary.state == "cancelled" and self._runs[run.summary.id] is run:
+            elif run.summary.state == "cancelled" and self._runs.get(run.summary.id) is run:
                 # That was written down at once; with what was in flight then it is complete.
                 await self._write_down(run, run.summary)
             run.contest = None

@@ -13,13 +13,12 @@ from pydantic import Field, field_validator, model_validator
 
 from posttrain.core.config import Settings, validate
 from posttrain.core.errors import RequestError, suggest
-from posttrain.llm_judge.endpoints import KEY_VARIABLE
 from posttrain.llm_judge.judges.chat import ChatSettings
 from posttrain.llm_judge.judges.completions import TIMEOUT
+from posttrain.llm_judge.judges.prices import Price
 from posttrain.llm_judge.judges.reward import Scale
-from posttrain.llm_judge.limits import LimitSettings
-from posttrain.llm_judge.prices import Price
 from posttrain.llm_judge.protocols import NAMES
+from posttrain.llm_judge.running.limits import LimitSettings
 
 ENVIRONMENT = "POSTTRAIN_JUDGE"
 SERVICE_KEY = "POSTTRAIN_API_KEY"
@@ -35,8 +34,9 @@ class ChatBackend(ChatSettings):
 
     base_url: Url | None = None
     """With or without /v1; None: OPENAI_BASE_URL, else OpenAI's own."""
-    api_key_variable: str = KEY_VARIABLE
-    """The environment variable that holds the server's key."""
+    api_key_variable: str | None = None
+    """The environment variable that holds the server's key. None: OPENAI_API_KEY where `base_url` is OPENAI_BASE_URL
+    or None, and else no key is sent."""
     price: Price | None = None
     """Without one costs are not known."""
     timeout_seconds: float = Field(default=TIMEOUT, gt=0)
@@ -68,6 +68,10 @@ class JudgeSettings(Settings):
             raise ValueError("a judge has either 'chat' or 'reward'")
         if self.chat and self.limits.max_cost is not None and self.chat.price is None:
             raise ValueError("'limits.max_cost' needs 'chat.price', per million tokens")
+        if self.reward and self.limits.tokens_per_minute is not None:
+            raise ValueError(
+                "a reward source counts no tokens: leave 'limits.tokens_per_minute' out, it cannot be kept"
+            )
         return self
 
 

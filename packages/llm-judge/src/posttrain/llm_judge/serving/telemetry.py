@@ -9,7 +9,7 @@ from functools import lru_cache
 from prometheus_client import Counter, Histogram
 
 from posttrain.llm_judge.judgements import Decision
-from posttrain.llm_judge.progress import Tally
+from posttrain.llm_judge.running.progress import Tally
 
 SECONDS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 

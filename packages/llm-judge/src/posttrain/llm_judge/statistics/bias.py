@@ -43,7 +43,9 @@ class BiasReport:
     unparsed: IntervalEstimate
     """Share of games without a verdict."""
     consistency: IntervalEstimate | None
-    """Share of pairs whose verdict, A, B or neither, survives the swap."""
+    """Share of pairs of different answers whose verdict, A, B or neither, survives the swap."""
+    equal: int
+    """Pairs of equal answers, whose swap changes nothing: they are not in `consistency`."""
     first_position: IntervalEstimate | None
     """How often the answer shown first is preferred, quality cancelling over both orders: ½ is no bias."""
     position_log_odds: IntervalEstimate | None
@@ -75,11 +77,15 @@ def bias_report(pairs: Pairs) -> BiasReport:
     known = ~np.isnan(pairs.preference)
     prompts = of(pairs.prompts, known)
     first, second = pairs.first[known], None if pairs.second is None else pairs.second[known]
+    differ = pairs.different[known]
     labelled = not bool(np.isnan(pairs.human).all())
     return BiasReport(
         pairs=len(pairs.first),
         unparsed=share(unread, list(pairs.prompts) * len(orders)),
-        consistency=None if second is None else share(verdicts(first) == verdicts(second), prompts),
+        consistency=None
+        if second is None
+        else share((verdicts(first) == verdicts(second))[differ], of(prompts, differ)),
+        equal=int(np.count_nonzero(~pairs.different)),
         first_position=None if second is None else mean((1 - first + second) / 2, prompts),
         position_log_odds=None if second is None else position_log_odds(first, second, prompts),
         length_correlation=length_correlation(pairs),

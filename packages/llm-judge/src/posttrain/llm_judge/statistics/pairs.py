@@ -26,11 +26,18 @@ class Pairs:
     human: Floats
     """(n,) 1: people prefer B, 0: A, ½: neither."""
     categories: Sequence[str | None] = ()
+    equal: Sequence[bool] = ()
+    """(n,) whether both answers are the same, so that both orders are one game; empty: none are."""
 
     @property
     def two_orders(self) -> bool:
         """Whether both orders were asked."""
         return self.second is not None
+
+    @property
+    def different(self) -> NDArray[np.bool_]:
+        """(n,) whether the two answers differ."""
+        return ~np.array(self.equal, dtype=bool) if len(self.equal) else np.ones(len(self.first), dtype=bool)
 
     @property
     def preference(self) -> Floats:

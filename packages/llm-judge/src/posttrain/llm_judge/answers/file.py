@@ -14,7 +14,7 @@ import orjson
 from posttrain.core.errors import RequestError
 from posttrain.core.files import append_durably
 from posttrain.core.hashing import digest_json
-from posttrain.llm_judge.answer_rows import Answer, Prompt
+from posttrain.llm_judge.answers.rows import Answer, Prompt
 
 
 class AnswerFile:

@@ -3,13 +3,14 @@
 import hashlib
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 from posttrain.core.hashing import canonical_json
 from posttrain.core.wire import Message
 from posttrain.llm_judge.comparisons import Comparison, Game
+from posttrain.llm_judge.store.rows import ids
 
 PLAIN = ("category", "generator_a", "generator_b", "human", "prompt_id")
 """Fields of a comparison that are kept as they are, short and seldom shared."""
@@ -21,18 +22,13 @@ TEXTS_KEPT = 10_000
 """Texts in memory while comparisons are read."""
 
 
-def comparison_id(connection: sqlite3.Connection, game: Game) -> int:
-    """The id of a game's comparison, cut to the turns that the judge sees; it is stored if it was not."""
-    asked = game.comparison
-    content: dict[str, Any] = {name: getattr(asked, name) for name in PLAIN}
-    content |= {f"cut_{which}": True for which, cut in game.cut.items() if cut}
-    for name in SEVERAL:
-        content[name] = [_text_id(connection, text) for text in getattr(asked, name)[: game.turns]]
-    for name in SINGLE:
-        text = getattr(asked, name)
-        content[name] = None if text is None else _text_id(connection, text)
-    content["history"] = [[message.role, _text_id(connection, message.content)] for message in asked.history]
-    return _id(connection, "comparisons", "content", canonical_json(content), ())
+def comparison_ids(connection: sqlite3.Connection, games: Sequence[Game]) -> list[int]:
+    """The id of each game's comparison, cut to the turns that the judge sees; those that are not there are stored."""
+    digests = {text: hashlib.sha256(text.encode()).digest() for game in games for text in _texts(game)}
+    texts = ids(connection, "texts", ("digest", "text"), {digest: (digest, text) for text, digest in digests.items()})
+    contents = [_content(game, lambda text: texts[digests[text]]) for game in games]
+    found = ids(connection, "comparisons", ("content",), {content: (content,) for content in contents})
+    return [found[content] for content in contents]
 
 
 class Texts:
@@ -43,7 +39,7 @@ class Texts:
         self._text = lru_cache(TEXTS_KEPT)(self._read)
 
     def comparison(self, id: int) -> Comparison:
-        """The comparison that `comparison_id` gave this id."""
+        """The comparison that `comparison_ids` gave this id."""
         stored = self._connection.execute("SELECT content FROM comparisons WHERE id = ?", (id,)).fetchone()[0]
         content = json.loads(stored)
         fields = {name: content[name] for name in PLAIN} | {name: content.get(name, False) for name in CUT}
@@ -57,17 +53,22 @@ class Texts:
         return text
 
 
-def _text_id(connection: sqlite3.Connection, text: str) -> int:
-    return _id(connection, "texts", "digest", hashlib.sha256(text.encode()).digest(), (("text", text),))
+def _texts(game: Game) -> Iterator[str]:
+    asked = game.comparison
+    for name in SEVERAL:
+        yield from getattr(asked, name)[: game.turns]
+    yield from (text for name in SINGLE if (text := getattr(asked, name)) is not None)
+    yield from (message.content for message in asked.history)
 
 
-def _id(connection: sqlite3.Connection, table: str, column: str, value: Any, others: Sequence[tuple[str, Any]]) -> int:
-    """The id of the row that has `value` in its unique column, made if there is none."""
-    row = connection.execute(f"SELECT id FROM {table} WHERE {column} = ?", (value,)).fetchone()
-    if row is None:
-        names = ", ".join((column, *(name for name, _ in others)))
-        values = (value, *(content for _, content in others))
-        marks = ", ".join("?" * len(values))
-        row = connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks}) RETURNING id", values).fetchone()
-    id: int = row[0]
-    return id
+def _content(game: Game, id_of: Callable[[str], int]) -> str:
+    asked = game.comparison
+    content: dict[str, Any] = {name: getattr(asked, name) for name in PLAIN}
+    content |= {f"cut_{which}": True for which, cut in game.cut.items() if cut}
+    for name in SEVERAL:
+        content[name] = [id_of(text) for text in getattr(asked, name)[: game.turns]]
+    for name in SINGLE:
+        text = getattr(asked, name)
+        content[name] = None if text is None else id_of(text)
+    content["history"] = [[message.role, id_of(message.content)] for message in asked.history]
+    return canonical_json(content)

@@ -10,14 +10,14 @@ from typing import Any
 
 from posttrain.core.errors import WorkError
 from posttrain.core.metrics import Progress
-from posttrain.llm_judge.answer_file import AnswerFile
-from posttrain.llm_judge.answer_rows import Answer, Prompt
+from posttrain.llm_judge.answers.file import AnswerFile
+from posttrain.llm_judge.answers.generation import Generating, Generation, failure_line
+from posttrain.llm_judge.answers.rows import Answer, Prompt
+from posttrain.llm_judge.answers.sides import Contestant
 from posttrain.llm_judge.endpoints import Endpoint
-from posttrain.llm_judge.generation import Generating, Generation, failure_line
-from posttrain.llm_judge.interruption import run_until_interrupted
 from posttrain.llm_judge.judges.completions import NO_KEY, ChatServer
-from posttrain.llm_judge.limits import Limits, LimitSettings
-from posttrain.llm_judge.sides import Contestant
+from posttrain.llm_judge.running.interruption import run_until_interrupted
+from posttrain.llm_judge.running.limits import Limits, LimitSettings
 
 ANSWERS_VERSION = 1
 """Raised when the same model and settings are asked in another way."""

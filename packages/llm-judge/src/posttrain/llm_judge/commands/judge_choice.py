@@ -18,10 +18,10 @@ from posttrain.core.supervised import SupervisedService
 from posttrain.llm_judge.endpoints import check_plain, find_endpoint, is_url
 from posttrain.llm_judge.judges.chat import ChatJudge, ChatSettings
 from posttrain.llm_judge.judges.completions import NO_KEY, ChatServer
+from posttrain.llm_judge.judges.prices import check_max_cost, find_price
 from posttrain.llm_judge.judges.reward import RewardJudge, Scale
-from posttrain.llm_judge.limits import Limits
-from posttrain.llm_judge.prices import check_max_cost, find_price
 from posttrain.llm_judge.protocols import Protocol, load_protocol
+from posttrain.llm_judge.running.limits import Limits
 
 REWARD = "reward"
 NONE = "none"
@@ -58,6 +58,8 @@ class JudgeWish:
     price_out: float | None = None
     prices: Path | None = None
     max_cost: float | None = None
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
     logs: Path = Path()
     """Where the log of a server that is started goes."""
     dry_run: bool = False
@@ -138,7 +140,9 @@ def _check_reward(wish: JudgeWish) -> None:
         "--price-out": wish.price_out,
         "--prices": wish.prices,
     }
-    _refuse(wish, "a source of rewards", asked | paid)
+    # Scores are asked for in batches, of answers that many games share: no game stands for a request.
+    rates = {"--requests-per-minute": wish.requests_per_minute, "--tokens-per-minute": wish.tokens_per_minute}
+    _refuse(wish, "a source of rewards", asked | paid | rates)
     _, colon, checkpoint = wish.judge.partition(":")
     if colon:
         _refuse(wish, "a reward model of one's own", {"--reward-url": wish.reward_url})

@@ -30,6 +30,10 @@ class LimitSettings(Settings):
 
     concurrency: int = Field(default=16, ge=1)
     """Requests in flight."""
+    unkept: int = Field(default=0, ge=0)
+    """Answers that may be on their way to the disk beside the requests in flight: without any, each holds its place
+    until it is kept, and a kill loses no more than `concurrency`; with some a kill may lose as many more. They are for
+    servers that answer within ten times as long as a disk takes: half of `concurrency` keeps all places taken."""
     requests_per_minute: float | None = Field(default=None, gt=0)
     """None: not limited."""
     tokens_per_minute: float | None = Field(default=None, gt=0)

@@ -8,12 +8,12 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from posttrain.core.errors import PosttrainError, WorkError
-from posttrain.llm_judge.interruption import run_until_interrupted
-from posttrain.llm_judge.judge_choice import Judges, Opener
-from posttrain.llm_judge.limits import Limits, LimitSettings
+from posttrain.llm_judge.commands.judge_choice import Judges, Opener
 from posttrain.llm_judge.matches import Match, Played, play
-from posttrain.llm_judge.progress import Bar, Estimate
-from posttrain.llm_judge.runner import Report, estimate_games
+from posttrain.llm_judge.running.interruption import run_until_interrupted
+from posttrain.llm_judge.running.limits import Limits, LimitSettings
+from posttrain.llm_judge.running.progress import Bar, Estimate
+from posttrain.llm_judge.running.runner import Report, estimate_games
 from posttrain.llm_judge.store import Store
 
 

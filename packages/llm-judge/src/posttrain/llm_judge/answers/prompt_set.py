@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from posttrain.core.errors import RequestError
-from posttrain.llm_judge.answer_rows import Answer, Prompt, Row
+from posttrain.llm_judge.answers.rows import Answer, Prompt, Row
 from posttrain.llm_judge.comparisons import Comparison
 
 

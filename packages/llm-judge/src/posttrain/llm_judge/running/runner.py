@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 from posttrain.core.clients import ServiceUnavailable
 from posttrain.core.errors import PosttrainError
-from posttrain.llm_judge.asking import Asking, Ended, Entry, JudgementStore
 from posttrain.llm_judge.comparisons import Game
 from posttrain.llm_judge.judgements import Judge, Judgement, judgement_keys
-from posttrain.llm_judge.limits import Limits
-from posttrain.llm_judge.progress import Estimate, Silent, Tally, Watch
+from posttrain.llm_judge.running.asking import Asking, Ended, Entry, JudgementStore
+from posttrain.llm_judge.running.limits import Limits
+from posttrain.llm_judge.running.progress import Estimate, Silent, Tally, Watch
 
 SHOWN_EVERY = 0.5
 """Seconds."""
@@ -91,7 +91,7 @@ async def judge_games(
     run = await asyncio.to_thread(_Run, games, judge, store, clear)
     watch = watch or Silent()
     watch.planned(run.estimate)
-    asking = Asking(judge, store, workers=limits.settings.concurrency, answered=run.answered, failed=run.failed)
+    asking = Asking(judge, store, limits=limits.settings, answered=run.answered, failed=run.failed)
     run.stop = lambda: asking.stop("clear")
     if run.is_clear():
         asking.stop("clear")
@@ -139,18 +139,19 @@ class _Run:
         self.stop: Callable[[], None] = lambda: None
         keys = judgement_keys(judge.identity, games)
         self._order = begin_order(games)
+        found = store.get(keys)
+        self.judgements = [
+            said and _as_asked(said, game) for said, game in zip(map(found.get, keys), games, strict=True)
+        ]
+        self._settled = [said is not None for said in self.judgements]
         self._places: dict[str, list[int]] = {}
         for place in self._order:
-            self._places.setdefault(keys[place], []).append(place)
-        self.judgements: list[Judgement | None] = [None] * len(games)
+            if not self._settled[place]:
+                self._places.setdefault(keys[place], []).append(place)
         self.failures: list[Failure] = []
-        self._settled = [False] * len(games)
         self._seen, self._next_look = 0, 1
-        found = store.get(self._places)
-        for key, judgement in found.items():
-            self._settle(key, judgement)
-        self.to_ask: list[Entry] = [(key, games[places[0]]) for key, places in self._places.items() if key not in found]
-        self.tally = Tally(total=len(self._places), stored=len(found))
+        self.to_ask: list[Entry] = [(key, games[places[0]]) for key, places in self._places.items()]
+        self.tally = Tally(total=len(found) + len(self.to_ask), stored=len(found))
         self.estimate = _estimate(len(games), sum(self._settled), [game for _, game in self.to_ask], judge)
 
     def answered(self, entry: Entry, judgement: Judgement, paid: bool) -> None:
@@ -194,9 +195,7 @@ class _Run:
     def _settle(self, key: str, judgement: Judgement | None) -> None:
         for place in self._places[key]:
             self._settled[place] = True
-            game = self.games[place]
-            if judgement is not None:
-                self.judgements[place] = judgement if judgement.order == game.order else judgement.as_asked(game)
+            self.judgements[place] = judgement and _as_asked(judgement, self.games[place])
 
     def _whole_prompts(self) -> int:
         """How many of the games seen belong to prompts of which all games are seen."""
@@ -207,6 +206,10 @@ class _Run:
         while whole and self.games[self._order[whole - 1]].comparison.prompt_id == open_prompt:
             whole -= 1
         return whole
+
+
+def _as_asked(judgement: Judgement, game: Game) -> Judgement:
+    return judgement if judgement.order == game.order else judgement.as_asked(game)
 
 
 def _estimate(games: int, stored: int, to_ask: Sequence[Game], judge: Judge) -> Estimate:

@@ -12,9 +12,9 @@ from typing import Any
 from posttrain.core.errors import RequestError
 from posttrain.core.hashing import digest_checkpoint
 from posttrain.core.supervised import SupervisedService
-from posttrain.llm_judge.answer_rows import Answer, Prompt, Row, read_rows
+from posttrain.llm_judge.answers.prompt_set import Found, PromptSet
+from posttrain.llm_judge.answers.rows import Answer, Prompt, Row, read_rows
 from posttrain.llm_judge.endpoints import Endpoint, find_endpoint, is_url
-from posttrain.llm_judge.prompt_set import Found, PromptSet
 from posttrain.llm_judge.records import Side
 
 NAMED = 3

@@ -9,10 +9,12 @@ import socket
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
 
 import psutil
+
+from posttrain.llm_judge.store.rows import insert, rows_in
 
 LEASE = 1800.0
 """Seconds after which a claim no longer holds, whatever became of its owner: far beyond the longest that a game takes
@@ -30,24 +32,20 @@ class Owner:
         self.process = json.dumps({"host": _host(), "pid": os.getpid(), "started": started})
 
 
-def claim(connection: sqlite3.Connection, keys: Iterable[bytes], owner: Owner, lease: float) -> set[bytes]:
+def claim(connection: sqlite3.Connection, keys: Collection[bytes], owner: Owner, lease: float) -> set[bytes]:
     """Those of the keys that have no judgement and that nobody else holds; they are the owner's now."""
-    now, gone, mine = time.time(), dict[str, bool](), set()
-    for key in keys:
-        if connection.execute("SELECT 1 FROM judgements WHERE key = ?", (key,)).fetchone():
-            continue
-        held = connection.execute("SELECT process, expires FROM claims WHERE key = ?", (key,)).fetchone()
-        if held and held[1] > now:
-            process = held[0]
-            if process not in gone:
-                gone[process] = has_ended(process)
-            if not gone[process]:
-                continue
-        connection.execute(
-            "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?)", (key, owner.name, owner.process, now + lease)
-        )
-        mine.add(key)
-    return mine
+    now, wanted = time.time(), list(dict.fromkeys(keys))
+    there = {key for (key,) in rows_in(connection, "SELECT key FROM judgements WHERE key", wanted)}
+    held = {
+        key: process
+        for key, process, expires in rows_in(connection, "SELECT key, process, expires FROM claims WHERE key", wanted)
+        if expires > now
+    }
+    gone = {process for process in set(held.values()) if has_ended(process)}
+    mine = [key for key in wanted if key not in there and (key not in held or held[key] in gone)]
+    rows = [(key, owner.name, owner.process, now + lease) for key in mine]
+    insert(connection, "INSERT OR REPLACE INTO claims", ("key", "owner", "process", "expires"), rows)
+    return set(mine)
 
 
 def release(connection: sqlite3.Connection, keys: Iterable[bytes], owner: Owner) -> None:

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from posttrain.llm_judge.printable import printable
-from posttrain.llm_judge.progress import spent
+from posttrain.llm_judge.running.progress import spent
 
 Line = tuple[str, str, str]
 """What it is, the figure, what else there is to it."""
@@ -91,6 +91,8 @@ def _score(score: Mapping[str, Any]) -> Iterator[Line]:
 
 def _bias(bias: Mapping[str, Any]) -> Iterator[Line]:
     yield from _share("verdicts that survive the swap %", bias["consistency"])
+    if bias.get("equal"):  # records of before do not say
+        yield "pairs of equal answers", str(bias["equal"]), "not among those"
     yield from _share("preference for the first shown %", bias["first_position"])
     yield from _share("without a verdict %", bias["unparsed"])
     yield from _share("correlation with length", bias["length_correlation"], 1)

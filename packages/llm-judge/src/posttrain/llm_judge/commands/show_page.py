@@ -9,10 +9,10 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from posttrain.llm_judge.commands.show_selection import Pair
 from posttrain.llm_judge.comparisons import Order
 from posttrain.llm_judge.exchange import Judged
 from posttrain.llm_judge.printable import printable
-from posttrain.llm_judge.show_selection import Pair
 
 OUTCOMES = {"win": "B wins", "loss": "A wins", "tie": "a draw", "unparsed": "without a verdict"}
 SHOWN = {"ab": "A shown first", "ba": "B shown first", "a": "A alone", "b": "B alone"}

@@ -1,7 +1,7 @@
 """Asks a judge about many games at once: so many workers over a queue that is filled as it empties.
 
 Each answer goes to the store the moment it arrives, and its worker asks nothing before it is kept: what a kill can lose
-is what is in flight, never more than the limit of it. What another run asks at the same time is left to it (the
+is what is in flight, and no more than the limits allow of it. What another run asks at the same time is left to it (the
 store's claims) and taken from the store when it is there.
 """
 
@@ -14,7 +14,7 @@ from posttrain.core.clients import ServiceUnavailable
 from posttrain.core.errors import PosttrainError
 from posttrain.llm_judge.comparisons import Game
 from posttrain.llm_judge.judgements import Decision, Judge, Judgement, JudgeRefused
-from posttrain.llm_judge.limits import BudgetSpent
+from posttrain.llm_judge.running.limits import BudgetSpent, LimitSettings
 
 GRACE = 10.0
 """Seconds that requests in flight get to end when a run is interrupted."""
@@ -50,15 +50,17 @@ class Asking:
         judge: Judge,
         store: JudgementStore,
         *,
-        workers: int,
+        limits: LimitSettings,
         answered: Callable[[Entry, Judgement, bool], None],
         failed: Callable[[Entry, PosttrainError], None],
     ) -> None:
         """`answered` gets the judgement and whether it was paid for here."""
-        self._judge, self._store, self._workers = judge, store, workers
+        self._judge, self._store = judge, store
+        self._workers = limits.concurrency + limits.unkept
+        self._in_flight = asyncio.Semaphore(limits.concurrency)
         self._identity: Mapping[str, Any] = dict(judge.identity)
         self._answered, self._failed = answered, failed
-        self._ready: asyncio.Queue[Entry | None] = asyncio.Queue(workers)
+        self._ready: asyncio.Queue[Entry | None] = asyncio.Queue(self._workers)
         self._stopped = asyncio.Event()
         self._claimed: set[str] = set()
         self._unanswered = 0
@@ -120,7 +122,8 @@ class Asking:
         for start in range(0, len(entries), chunk):
             elsewhere += await self._queue(entries[start : start + chunk])
         while elsewhere:
-            found = self._store.get([key for key, _ in elsewhere])
+            # Many are read by and by, and the event loop has others to serve.
+            found = await asyncio.to_thread(self._store.get, [key for key, _ in elsewhere])
             for entry in elsewhere:
                 if entry[0] in found:
                     self._answered(entry, found[entry[0]], False)
@@ -150,7 +153,10 @@ class Asking:
     async def _work(self) -> None:
         while (entry := await self._ready.get()) is not None:
             try:
-                decision = await self._judge.decide(entry[1])
+                async with self._in_flight:
+                    if self._stopped.is_set():
+                        return
+                    decision = await self._judge.decide(entry[1])
             except BudgetSpent:
                 self.stop("budget")
             except JudgeRefused as error:
@@ -168,7 +174,7 @@ class Asking:
         key, game = entry
         judgement = Judgement(key, self._identity, game.order, decision, time.time())
         if not await self._store.aput(judgement, game):  # another run's answer came first, and is the one that stays
-            judgement = self._store.get([key])[key]
+            judgement = (await asyncio.to_thread(self._store.get, [key]))[key]
         self._claimed.discard(key)
         self._answered(entry, judgement, True)
 

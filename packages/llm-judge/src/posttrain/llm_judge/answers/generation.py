@@ -15,8 +15,8 @@ from posttrain.core.clients import ServiceUnavailable
 from posttrain.core.config import Settings
 from posttrain.core.errors import WorkError
 from posttrain.core.seeds import derive_seed
-from posttrain.llm_judge.answer_file import AnswerFile
-from posttrain.llm_judge.answer_rows import Answer, Prompt
+from posttrain.llm_judge.answers.file import AnswerFile
+from posttrain.llm_judge.answers.rows import Answer, Prompt
 from posttrain.llm_judge.judgements import JudgeRefused
 from posttrain.llm_judge.judges.completions import ChatServer, estimated_tokens
 

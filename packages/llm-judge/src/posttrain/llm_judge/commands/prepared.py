@@ -12,16 +12,16 @@ from pathlib import Path
 from posttrain.core.errors import RequestError
 from posttrain.core.seeds import derive_seed
 from posttrain.llm_judge.annotations import difficulties_of, read_difficulties
-from posttrain.llm_judge.answer_rows import Answer, Prompt, read_rows
-from posttrain.llm_judge.answering import Answering
+from posttrain.llm_judge.answers.answering import Answering
+from posttrain.llm_judge.answers.generation import Generation
+from posttrain.llm_judge.answers.prompt_set import Found, compare
+from posttrain.llm_judge.answers.rows import Answer, Prompt, read_rows
+from posttrain.llm_judge.answers.sides import Contestant, find_side, gather, missing_line, named_apart
 from posttrain.llm_judge.exchange import TURNS
-from posttrain.llm_judge.generation import Generation
 from posttrain.llm_judge.judges.completions import BYTES_PER_TOKEN
 from posttrain.llm_judge.matches import Match
-from posttrain.llm_judge.prompt_set import Found, compare
 from posttrain.llm_judge.protocols import Protocol
 from posttrain.llm_judge.records import Sides
-from posttrain.llm_judge.sides import Contestant, find_side, gather, missing_line, named_apart
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""A judge asked about many games, within limits."""
