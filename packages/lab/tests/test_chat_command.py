@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -271,6 +272,10 @@ def test_an_unknown_fingerprint_says_where_to_look(monkeypatch, capsys, tmp_path
     assert "posttrain runs list" in err
 
 
+HEEDS = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+"""For a child: tests that run in the background ignore Ctrl-C, and so would what they start."""
+
+
 class Terminal:
     """A chat in a process of its own, on a terminal that a test types at."""
 
@@ -282,6 +287,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
+            preexec_fn=HEEDS,
         )
         os.close(slave)
         self._read = b""
@@ -352,7 +358,8 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(terminal, tmp_path):
 def test_ctrl_c_ends_a_script(tmp_path):
     with serving(lambda messages: "word " * 500, pause=0.02) as server:
         piped = [sys.executable, "-m", "posttrain.core", "chat", server.url]
-        process = subprocess.Popen(piped, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        process = subprocess.Popen(piped, **pipes, preexec_fn=HEEDS)
         process.stdin.write(b"one\ntwo\n")
         process.stdin.close()
         while b"word" not in os.read(process.stdout.fileno(), 1000):
