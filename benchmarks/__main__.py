@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from benchmarks.commands import run_command
 from benchmarks.compare import compare
 from benchmarks.fault_runs import faults_path, run_faults
 from benchmarks.machine import Others, machine
@@ -17,7 +18,7 @@ from benchmarks.record import HISTORY, RESULTS, record, stamp, store, store_inco
 from benchmarks.side_by_side import BUSY
 from benchmarks.suite import run_suites
 from benchmarks.tables import benchmark_table, comparison_table, http_lines, peer_table
-from posttrain.core.errors import PosttrainError, RequestError, WorkError, suggest
+from posttrain.core.errors import RequestError, WorkError, suggest
 from posttrain.core.files import atomic_write_json, read_json, read_jsonl
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -149,14 +150,5 @@ def _peers(names: str) -> list[str]:
     return wanted
 
 
-def main() -> None:
-    """Runs the command; a PosttrainError is one line and its exit status."""
-    try:
-        app()
-    except PosttrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
-
-
 if __name__ == "__main__":
-    main()
+    run_command(app)

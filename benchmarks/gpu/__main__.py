@@ -15,13 +15,14 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.commands import run_command
 from benchmarks.gpu.devices import DEVICES, L4, Device, project
 from benchmarks.gpu.jobs import SMALL, Sizes
 from benchmarks.gpu.measure import KINDS, measure_all
 from benchmarks.gpu.shapes import QWEN_05B, TINY
 from benchmarks.machine import machine, slug
 from benchmarks.record import RESULTS, stamp
-from posttrain.core.errors import PosttrainError, RequestError, suggest
+from posttrain.core.errors import RequestError, suggest
 from posttrain.core.files import atomic_write_json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -102,14 +103,5 @@ def _projected(entry: dict[str, Any], limits: Device) -> str:
     return f"≈ {rate:,.3g} {entry['unit']}/s"
 
 
-def main() -> None:
-    """Runs the command; a PosttrainError is one line and its exit status."""
-    try:
-        app()
-    except PosttrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
-
-
 if __name__ == "__main__":
-    main()
+    run_command(app)

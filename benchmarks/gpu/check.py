@@ -22,6 +22,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.commands import run_command
 from benchmarks.gpu.check_plan import ADAPTERS, CPU, GPU, CheckSizes, StagePlan, stage_plans
 from benchmarks.gpu.check_rows import write_rows
 from benchmarks.machine import machine, slug
@@ -167,14 +168,5 @@ def _cells(entry: dict[str, Any]) -> Iterator[str]:
     yield entry["error"][:60]
 
 
-def main() -> None:
-    """Runs the command; a PosttrainError is one line and its exit status."""
-    try:
-        app()
-    except PosttrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
-
-
 if __name__ == "__main__":
-    main()
+    run_command(app)
