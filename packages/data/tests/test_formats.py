@@ -154,6 +154,26 @@ def test_a_pair_is_read_in_each_of_its_usual_shapes(values):
 
 
 @pytest.mark.parametrize(
+    ("changed", "cut"),
+    [
+        ({}, (False, False)),
+        ({"chosen_finish_reason": "length", "rejected_finish_reason": "stop"}, (True, False)),
+        ({"chosen_finish_reason": None, "rejected_finish_reason": "length"}, (False, True)),
+        ({"chosen": [assistant("b") | {"interrupted": True}], "rejected": [assistant("c")]}, (True, False)),
+    ],
+)
+def test_a_pair_says_which_answer_was_cut_short(changed, cut):
+    values = {"prompt": "a", "chosen": "b", "rejected": "c"} | changed
+    assert FORMATS["generic"].interrupted(record(values)) == cut
+
+
+def test_an_unknown_finish_reason_is_refused():
+    values = {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_finish_reason": "tired"}
+    with pytest.raises(RequestError, match="chosen_finish_reason is 'tired'; say stop"):
+        FORMATS["generic"].interrupted(record(values))
+
+
+@pytest.mark.parametrize(
     ("messages", "problem"),
     [
         ("text", "must be a list of messages"),

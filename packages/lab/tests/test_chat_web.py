@@ -41,11 +41,14 @@ def start(votes):
 
 def a_vote(vote="A", **changed):
     texts = {"A": ("four", "five"), "B": ("five", "four"), "tie": (None, None)}[vote]
+    reasons = {"A": ("stop", "length"), "B": ("length", "stop"), "tie": (None, None)}[vote]
     return {
         "id": f"vote-{abs(hash((vote, str(changed)))) % 16**16:016x}",
         "prompt": [{"role": "user", "content": "2 + 2?"}],
         "chosen": texts[0],
         "rejected": texts[1],
+        "chosen_finish_reason": reasons[0],
+        "rejected_finish_reason": reasons[1],
         "tie": vote == "tie",
         "kind": "chat",
         "vote": vote,
@@ -148,6 +151,14 @@ def test_votes_are_preference_pairs_and_ties_are_left_out_of_them(start, votes, 
     assert tie["weights"] == {"ours": "d" * 64, "theirs": "d" * 64}
 
 
+def test_a_vote_for_an_answer_cut_at_its_length_does_not_teach_that_it_ended(start, votes):
+    client = start(model("ours"), model("theirs"))
+    assert client.post(VOTES_PATH, json=a_vote("B")).status_code == 200
+    (pair,) = load_pairs(Source(path=str(votes)), seed=0)
+    assert pair["chosen"] == [{"role": "assistant", "content": "five", "interrupted": True}]
+    assert pair["rejected"] == [{"role": "assistant", "content": "four"}]
+
+
 def test_only_ties_teach_nothing_and_that_is_said(start, votes):
     start(model("ours"), model("theirs")).post(VOTES_PATH, json=a_vote("tie"))
     with pytest.raises(RequestError, match="no usable pair: 1 with a tie"):
@@ -158,6 +169,7 @@ def test_only_ties_teach_nothing_and_that_is_said(start, votes):
     "changed",
     [
         {"chosen": "five", "rejected": "four"},  # not what A said
+        {"rejected_finish_reason": "stop"},  # B's was cut
         {"tie": True},
         {"prompt": []},
         {"prompt": [{"role": "assistant", "content": "hello"}]},

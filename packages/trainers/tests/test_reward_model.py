@@ -137,6 +137,13 @@ def test_training_sees_what_the_service_scores(tiny_tokenizer, pairs):
         assert answer[-1] == tiny_tokenizer.eos_token_id
 
 
+def test_an_answer_that_was_cut_short_gets_no_end_token(tiny_tokenizer, pairs):
+    cut = {**pairs[0], "chosen": [{**pairs[0]["chosen"][0], "interrupted": True}]}
+    (whole,), (row,) = (comparisons(tiny_tokenizer, [from_pair(pair)], 128).rows for pair in (pairs[0], cut))
+    assert row.answers == [whole.answers[0][:-1], whole.answers[1]]
+    assert whole.answers[0][-1] == tiny_tokenizer.eos_token_id
+
+
 def test_on_pairs_the_loss_equals_trl_s(tmp_path, tiny_checkpoint, classifier, tiny_tokenizer, pairs):
     rows = comparisons(tiny_tokenizer, [from_pair(pair) for pair in pairs[:8]], 128).rows
     inputs = StageInputs(RunDirectory(tmp_path / "run"), seed=0, start=tiny_checkpoint)

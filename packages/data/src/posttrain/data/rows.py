@@ -4,7 +4,7 @@ Plain dictionaries with typed keys, so that they are JSON, `datasets` rows and T
 or checked here; posttrain.data.sources makes rows and refuses bad ones.
 """
 
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 Role = Literal["system", "user", "assistant"]
 
@@ -14,6 +14,8 @@ class Message(TypedDict):
 
     role: Role
     content: str
+    interrupted: NotRequired[bool]
+    """True where the speaker was cut short: no end token belongs behind it."""
 
 
 class Conversation(TypedDict):
@@ -42,6 +44,8 @@ class Ranking(TypedDict):
     id: str
     prompt: list[Message]
     completions: list[str]
+    finished: NotRequired[list[bool]]
+    """Of each completion whether it ended by itself, and so has an end token; left out where all did."""
     kind: str
 
 

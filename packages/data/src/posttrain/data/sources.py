@@ -55,11 +55,12 @@ def load_pairs(source: Source, seed: int) -> list[Pair]:
         prompt, chosen, rejected = format_.pair(record)
         if chosen == rejected:
             raise UnusableRow("identical answers")
+        cut = format_.interrupted(record) if format_.interrupted else (False, False)
         return {
             "id": row_id,
             "prompt": _with_system(prompt, source),
-            "chosen": [{"role": "assistant", "content": chosen}],
-            "rejected": [{"role": "assistant", "content": rejected}],
+            "chosen": [_answer(chosen, cut[0])],
+            "rejected": [_answer(rejected, cut[1])],
             "kind": _kind(format_, record),
         }
 
@@ -214,6 +215,14 @@ def _with_system(messages: list[Message], source: Source) -> list[Message]:
     if source.system is None or messages[0]["role"] == "system":
         return messages
     return [{"role": "system", "content": source.system}, *messages]
+
+
+def _answer(text: str, cut: bool) -> Message:
+    if not cut:
+        return {"role": "assistant", "content": text}
+    if not text:
+        raise UnusableRow("an answer that was cut before its first word")  # neither text nor end: nothing to learn
+    return {"role": "assistant", "content": text, "interrupted": True}
 
 
 def _select(rows: list[Row], source: Source, seed: int) -> list[Row]:

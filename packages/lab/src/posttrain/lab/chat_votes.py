@@ -1,7 +1,8 @@
 """Votes between two answers, kept as preference pairs: JSON Lines in the generic pairs format of `posttrain.data`.
 
-A row has `prompt` (messages), `chosen` and `rejected` (texts), and beside them what the vote was about. A tie has
-neither of the two and `tie: true`, by which it is left out of training.
+A row has `prompt` (messages), `chosen` and `rejected` (texts) with the finish reason of each, and beside them what the
+vote was about. A tie has neither of the two and `tie: true`, by which it is left out of training; of an answer that
+was cut at its length no end is learnt.
 """
 
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from posttrain.core.files import append_durably, disk_errors
+from posttrain.core.wire import FinishReason
 
 _PLACES = {"A": 0, "B": 1}
 Text = Annotated[str, Field(max_length=1 << 20)]
@@ -33,7 +35,7 @@ class Shown(_Row):
     served_as: Annotated[str, Field(max_length=400)]
     """The server's own name for it, with the version of a policy service: `policy@3`."""
     content: Text
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
 
 
 class Vote(_Row):
@@ -43,6 +45,8 @@ class Vote(_Row):
     prompt: Annotated[list[Said], Field(min_length=1, max_length=4096)]
     chosen: Text | None
     rejected: Text | None
+    chosen_finish_reason: FinishReason | None
+    rejected_finish_reason: FinishReason | None
     tie: bool
     kind: Literal["chat"]
     vote: Literal["A", "B", "tie"]
@@ -56,10 +60,11 @@ class Vote(_Row):
         if self.prompt[-1].role != "user":
             raise ValueError("the prompt must end with the user's message")
         place = _PLACES.get(self.vote)
-        texts = [answer.content for answer in self.answers]
-        expected = (None, None) if place is None else (texts[place], texts[1 - place])
-        if (self.chosen, self.rejected) != expected or self.tie != (place is None):
-            raise ValueError("chosen, rejected and tie must be what the vote says of the answers")
+        said = [(answer.content, answer.finish_reason) for answer in self.answers]
+        expected = [(None, None)] * 2 if place is None else [said[place], said[1 - place]]
+        told = [(self.chosen, self.chosen_finish_reason), (self.rejected, self.rejected_finish_reason)]
+        if told != expected or self.tie != (place is None):
+            raise ValueError("chosen, rejected, their finish reasons and tie must be what the vote says of the answers")
         return self
 
 

@@ -1,7 +1,8 @@
 """Pairs and rankings to what the methods that learn from them train on: token ids of whole answers, best first.
 
 Every answer is rendered as the reward service renders it for scoring (posttrain.data.chat.render_completion), with
-its end token. One that does not fit is not cut, since what is judged is the whole: its example is dropped and counted.
+its end token unless the data say that it was cut short: its end must not be learnt as one. An answer that does not fit
+is not cut here, since what is judged is the whole: its example is dropped and counted.
 """
 
 import json
@@ -61,8 +62,14 @@ def prompt_key(prompt: Sequence[Message]) -> str:
 
 def from_pair(pair: Pair) -> Ranking:
     """A pair as the ranking of two that it is."""
-    texts = [pair[side][0]["content"] for side in ("chosen", "rejected")]
-    return {"id": pair["id"], "prompt": pair["prompt"], "completions": texts, "kind": pair["kind"]}
+    answers = [pair["chosen"][0], pair["rejected"][0]]
+    return {
+        "id": pair["id"],
+        "prompt": pair["prompt"],
+        "completions": [answer["content"] for answer in answers],
+        "finished": [not answer.get("interrupted", False) for answer in answers],
+        "kind": pair["kind"],
+    }
 
 
 def comparisons(
@@ -72,7 +79,11 @@ def comparisons(
     rows = []
     for ranking in rankings:
         prompt = render_prompt(tokenizer, ranking["prompt"])
-        whole = [render_completion(tokenizer, ranking["prompt"], text, True) for text in ranking["completions"]]
+        finished = ranking.get("finished", [True] * len(ranking["completions"]))
+        whole = [
+            render_completion(tokenizer, ranking["prompt"], text, ended)
+            for text, ended in zip(ranking["completions"], finished, strict=True)
+        ]
         if max(map(len, whole)) <= max_length:
             answers = [ids[len(prompt) :] for ids in whole]
             rows.append(Comparison(ranking["prompt"], prompt, answers, ranking["kind"]))

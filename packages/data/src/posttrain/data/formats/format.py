@@ -88,6 +88,8 @@ class Format:
     conversation: Callable[[Record], list[Message]] | None = field(default=None, repr=False)
     pair: Callable[[Record], tuple[list[Message], str, str]] | None = field(default=None, repr=False)
     """Prompt, chosen and rejected answer; raises UnusableRow."""
+    interrupted: Callable[[Record], tuple[bool, bool]] | None = field(default=None, repr=False)
+    """Of a row that `pair` takes, whether the chosen and the rejected answer were cut short; None: none ever is."""
     ranking: Callable[[Record], tuple[list[Message], list[str]]] | None = field(default=None, repr=False)
     """Prompt and answers, best first; raises UnusableRow."""
     prompt: Callable[[Record], tuple[list[Message], Any]] | None = field(default=None, repr=False)

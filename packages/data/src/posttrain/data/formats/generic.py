@@ -3,7 +3,9 @@
     conversations   messages: [{"role", "content"}, …]  (or ShareGPT's {"from", "value"}); else prompt, completion;
                     one with a message with interrupted: true, an answer that was cut short, is left out
     pairs           prompt, chosen, rejected; texts or lists of messages; without a prompt, chosen and rejected are
-                    whole conversations that share theirs; a row with tie: true is a vote for neither, and left out
+                    whole conversations that share theirs; a row with tie: true is a vote for neither, and left out;
+                    an answer whose message has interrupted: true, or whose chosen_finish_reason or
+                    rejected_finish_reason is "length", was cut short, and no end is learnt of it
     rankings        prompt, completions (texts, best first)
     prompts         prompt, reference (any JSON; optional)
 
@@ -60,6 +62,19 @@ def pair(record: Record) -> tuple[list[Message], str, str]:
     return prompt_messages(record), chosen[0]["content"], rejected[0]["content"]
 
 
+def interrupted(record: Record) -> tuple[bool, bool]:
+    """Whether the chosen and the rejected answer of a pair were cut short."""
+    return _cut(record, "chosen"), _cut(record, "rejected")
+
+
+def _cut(record: Record, side: str) -> bool:
+    reason = record.values.get(f"{side}_finish_reason")
+    if reason not in (None, "stop", "length"):
+        raise record.error(f"{side}_finish_reason is {reason!r}; say stop, or length of an answer that was cut short")
+    value = record[side]
+    return reason == "length" or (not isinstance(value, str) and value[-1].get("interrupted") is True)
+
+
 def ranking(record: Record) -> tuple[list[Message], list[str]]:
     """Prompt and completions, best first."""
     completions = record["completions"]
@@ -101,6 +116,7 @@ GENERIC = Format(
     later_roles=frozenset({"completion"}),
     conversation=conversation,
     pair=pair,
+    interrupted=interrupted,
     ranking=ranking,
     prompt=prompt,
 )

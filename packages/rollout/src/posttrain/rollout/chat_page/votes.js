@@ -11,6 +11,8 @@ export function preferenceRow(prompt, answers, vote, temperature) {
     prompt,
     chosen: tie ? null : answers[PLACES[vote]].content,
     rejected: tie ? null : answers[1 - PLACES[vote]].content,
+    chosen_finish_reason: tie ? null : answers[PLACES[vote]].finish_reason,
+    rejected_finish_reason: tie ? null : answers[1 - PLACES[vote]].finish_reason,
     tie,
     kind: "chat",
     vote,
