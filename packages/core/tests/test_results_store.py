@@ -60,6 +60,15 @@ def test_row_without_its_key_is_refused_and_nothing_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_last_row_without_its_newline_counts_and_stays(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_result(path, row(task="a"))
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    assert [result["task"] for result in read_results(path)] == ["a"]
+    append_result(path, row(task="b"))
+    assert [result["task"] for result in read_results(path)] == ["a", "b"]
+
+
 def test_half_a_line_from_a_crash_is_passed_over_and_cut_off(tmp_path):
     store = tmp_path / "metrics.jsonl"
     append_result(store, row())

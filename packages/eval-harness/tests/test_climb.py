@@ -247,6 +247,15 @@ def test_a_row_that_a_crash_cut_short_is_passed_over_and_replaced(half, tmp_path
     assert [row["stage"] for row in read_stages(file)] == ["sft", "dpo"]
 
 
+def test_a_table_whose_last_row_lacks_its_newline_keeps_it(tmp_path):
+    file = tmp_path / "stages.jsonl"
+    append_stage(file, "sft", "runs/sft", result(0.2))
+    file.write_bytes(file.read_bytes().rstrip(b"\n"))  # as an editor leaves it
+    assert [row["stage"] for row in read_stages(file)] == ["sft"]
+    append_stage(file, "dpo", "runs/dpo", result(0.3))
+    assert [row["stage"] for row in read_stages(file)] == ["sft", "dpo"]
+
+
 def test_a_row_whose_numbers_are_none_is_refused_by_line(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"stage": ["a"], "task": "t", "accuracy": "high", "n": 3}\n')
     with pytest.raises(RequestError, match=r"t\.jsonl:1 is no row of a stage table: its accuracy"):

@@ -175,19 +175,36 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def append_durably(path: Path, row: Mapping[str, Any]) -> None:
-    """As `append_jsonl`, and on the disk when it returns. Half a line that a crash left behind is cut off first."""
+    """As `append_jsonl`, and on the disk when it returns. Half a line that a crash left behind is cut off first; a last
+    row that is whole and lacks its newline, as an editor leaves it, gets one."""
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
         with FileLock(f"{path}.lock"), open(path, "a+b") as file:
-            _cut_half_a_line(file)
+            _end_last_line(file)
             file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
 
 
-def _cut_half_a_line(file: Any) -> None:
+def whole_lines(content: bytes) -> list[bytes]:
+    """The lines of a file that rows are appended to, without half a line that a crash left, or that is being written.
+
+    A last line without its newline is whole where it is a JSON object: no beginning of one is an object itself.
+    """
+    *lines, last = content.split(b"\n")
+    return [*lines, last] if _is_object(last) else lines
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _end_last_line(file: Any) -> None:
     """Leaves `file` (opened a+b) ending in a newline or empty."""
     size = file.seek(0, os.SEEK_END)
     if size == 0:
@@ -196,4 +213,9 @@ def _cut_half_a_line(file: Any) -> None:
     if file.read(1) == b"\n":
         return
     file.seek(0)
-    file.truncate(file.read().rfind(b"\n") + 1)
+    content = file.read()
+    start = content.rfind(b"\n") + 1
+    if _is_object(content[start:]):
+        file.write(b"\n")
+    else:
+        file.truncate(start)

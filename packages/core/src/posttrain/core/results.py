@@ -1,8 +1,8 @@
 """The results store: `metrics.jsonl` of a runs folder, one JSON object an evaluation of one task.
 
 Lines are only ever appended, under a lock. What counts is the last line of each key; a line with `"retracted": why`
-takes its key out. A last line without its newline is what a crash left: readers pass over it, the next writer cuts it
-off. Does not know what a metric means.
+takes its key out. Half a last line is what a crash left: readers pass over it, the next writer cuts it off. Does not
+know what a metric means.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.core.errors import RequestError
-from posttrain.core.files import append_durably
+from posttrain.core.files import append_durably, whole_lines
 
 KEY_FIELDS = ("fingerprint", "task", "version", "few_shot", "limit", "backend")
 """What two evaluations share when the later replaces the earlier one."""
@@ -48,7 +48,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     latest: dict[tuple[str, ...], dict[str, Any]] = {}
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+    for number, line in enumerate(whole_lines(content), start=1):
         if not line.strip():
             continue
         try:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.core.errors import RequestError
-from posttrain.core.files import append_durably, jsonl_object
+from posttrain.core.files import append_durably, jsonl_object, whole_lines
 from posttrain.eval_harness.result import TaskResult, finite
 
 COLUMNS = ("stage", "task", "accuracy", "n")
@@ -40,10 +40,10 @@ def append_stage(path: Path, stage: str, checkpoint: str, result: TaskResult) ->
 def read_stages(path: Path) -> list[dict[str, Any]]:
     """The last row of every stage and task, in the order of their first one; RequestError for another file.
 
-    A last line without its end is a row that is being written, or that a crash left; the next one takes its place.
+    Half a last line is a row that is being written, or that a crash left; the next one takes its place.
     """
     try:
-        *lines, _ = Path(path).read_bytes().split(b"\n")
+        lines = whole_lines(Path(path).read_bytes())
     except OSError as error:
         raise RequestError(f"the table of stages {path} cannot be read: {error.strerror}") from None
     latest: dict[tuple[str, str], dict[str, Any]] = {}

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from posttrain.core.errors import RequestError
-from posttrain.core.files import append_durably
+from posttrain.core.files import append_durably, whole_lines
 from posttrain.core.hashing import digest_json
 from posttrain.llm_judge.answers.rows import Answer, Prompt
 
@@ -32,7 +32,7 @@ class AnswerFile:
         except FileNotFoundError:
             return {}
         answers = {}
-        for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        for number, line in enumerate(whole_lines(content), start=1):
             try:
                 row = orjson.loads(line)
                 answers[row["key"]] = Answer(tuple(row["outputs"]), row["finish_reason"] == "length")
