@@ -511,6 +511,7 @@ def test_settings_of_the_judge_define_it_and_are_sent(run, monkeypatch):
     ("arguments", "message"),
     [
         (["gone.jsonl", "b.jsonl"], "A: gone.jsonl does not exist; it may be a file of answers, a checkpoint"),
+        (["a.jsonl", "~nobody-of-that-name/b.jsonl"], "~nobody-of-that-name/b.jsonl: there is no such home folder"),
         (["a.jsonl", "empty"], "B: empty is no checkpoint; it has no config.json"),
         (["a.jsonl", "other.jsonl"], "answer no prompt in common; they begin with 'Say 0.' and 'Sing.'"),
         (["a.jsonl", "asked.jsonl"], "asked.jsonl has no answer to any of the 2 prompts"),
@@ -569,6 +570,7 @@ def test_a_reward_judge_needs_a_service_and_no_protocol(run):
     [
         (["reward:"], 2, "--judge reward: names no checkpoint"),
         (["reward:/nonexist"], 2, "--judge reward:/nonexist names no checkpoint"),
+        (["reward:~nobody-of-that-name/rm"], 2, "there is no such home folder"),
         (["reward:model", "--source", "gsm8k"], 2, "has the source 'rm' only, not 'gsm8k'"),
         (["reward:model", "--reward-url", "http://127.0.0.1:9"], 2, "--reward-url does not belong to"),
         (["reward:model", "--judge-temperature", "0"], 2, "--judge-temperature does not belong to"),

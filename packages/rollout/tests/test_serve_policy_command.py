@@ -9,6 +9,8 @@ import sys
 import pytest
 
 from posttrain.core.cli import run
+from posttrain.data import nano
+from posttrain.rollout.settings import ENVIRONMENT
 
 
 def refused(capsys, *arguments):
@@ -25,6 +27,10 @@ def folder(checkpoint, tmp_path):
 
 def test_no_folder(capsys, tmp_path):
     assert "is not a checkpoint folder" in refused(capsys, tmp_path / "none")
+
+
+def test_a_home_that_nobody_has(capsys):
+    assert "there is no such home folder" in refused(capsys, "~nobody-of-that-name/model")
 
 
 def test_no_config(capsys, tmp_path):
@@ -68,6 +74,13 @@ def test_port_in_use(capsys, checkpoint):
 
 def test_name_with_a_version_sign(capsys, checkpoint):
     assert "'name'" in refused(capsys, checkpoint, "--name", "policy@1")
+
+
+def test_nano_is_the_base_that_comes_with_the_data_package(monkeypatch):
+    served = {}
+    monkeypatch.setattr("posttrain.rollout.command.serve_in_foreground", lambda service, **how: served.update(how))
+    assert run(["serve", "policy", "nano"]) == 0
+    assert json.loads(served["environment"][ENVIRONMENT])["checkpoint"] == str(nano.BASE)
 
 
 def test_the_command_imports_nothing_heavy():

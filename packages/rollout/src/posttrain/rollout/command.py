@@ -6,7 +6,6 @@ Nothing heavy is imported here; the server process imports torch itself.
 import ipaddress
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,7 +16,7 @@ SERVICE = "posttrain.rollout.service:PolicyService"
 
 
 def serve_policy(
-    checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id; its weights are version 0.")],
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder, Hub id or nano; its weights are version 0.")],
     host: Annotated[
         str, typer.Option(help="Address to listen on; beyond loopback it needs POSTTRAIN_API_KEY.")
     ] = "127.0.0.1",
@@ -35,11 +34,14 @@ def serve_policy(
 ) -> None:
     """Serve a language model over HTTP: OpenAI's completions and chat, and weights by version."""
     from posttrain.core.config import apply_overrides, validate
+    from posttrain.core.files import user_path
+    from posttrain.data import nano
     from posttrain.rollout.checkpoint import refuse_unservable
     from posttrain.rollout.settings import ENVIRONMENT, PolicyServiceSettings
     from posttrain.rollout.vllm_environment import refuse_without_vllm
 
-    folder = Path(checkpoint).expanduser()
+    # As in recipes, `nano` is the base that comes with posttrain-data.
+    folder = nano.BASE if checkpoint == "nano" else user_path(checkpoint)
     # A Hub id is `name` or `owner/name`; whatever else, or whatever exists, is meant as a folder.
     if folder.exists() or folder.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1:
         refuse_unservable(folder)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.core.errors import RequestError
+from posttrain.core.files import user_path
 from posttrain.core.hashing import digest_checkpoint
 from posttrain.core.supervised import SupervisedService
 from posttrain.llm_judge.answers.prompt_set import Found, PromptSet
@@ -56,7 +57,7 @@ def find_side(text: str, letter: str, *, name: str | None = None, model: str | N
         endpoint = find_endpoint(text, model)
         side = Side(name or endpoint.model, "url", endpoint.base_url)
         return Contestant(side, model=endpoint.identity, endpoint=endpoint)
-    path = Path(text).expanduser()
+    path = user_path(text)
     if path.is_dir():
         if not any((path / file).is_file() for file in CONFIGURATIONS):
             raise RequestError(f"{letter}: {path} is no checkpoint; it has no {CONFIGURATIONS[0]}")

@@ -13,6 +13,7 @@ from typing import Any
 from posttrain.core.clients import RewardClient
 from posttrain.core.config import validate
 from posttrain.core.errors import RequestError
+from posttrain.core.files import user_path
 from posttrain.core.hashing import digest_checkpoint
 from posttrain.core.supervised import SupervisedService
 from posttrain.llm_judge.endpoints import check_plain, find_endpoint, is_url
@@ -146,7 +147,7 @@ def _check_reward(wish: JudgeWish) -> None:
     _, colon, checkpoint = wish.judge.partition(":")
     if colon:
         _refuse(wish, "a reward model of one's own", {"--reward-url": wish.reward_url})
-        folder = Path(checkpoint).expanduser()
+        folder = user_path(checkpoint)
         if not checkpoint or not (folder / "config.json").is_file():
             raise RequestError(
                 f"--judge {wish.judge} names no checkpoint; give the folder of a reward model, with its config.json"
@@ -180,7 +181,7 @@ class _NotStarted(RewardClient):
 
 def _open_reward(wish: JudgeWish, stack: ExitStack) -> RewardJudge:
     _, _, checkpoint = wish.judge.partition(":")
-    folder = str(Path(checkpoint).expanduser())
+    folder = str(user_path(checkpoint))
     if checkpoint and wish.dry_run:
         return RewardJudge(stack.enter_context(closing(_NotStarted(Path(folder)))), DEFAULT_SOURCE, wish.scale)
     if checkpoint:
