@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from posttrain.core import cli
-from posttrain.core.errors import RequestError, WorkError
+from posttrain.core.errors import Interrupted, RequestError, WorkError
 
 
 def fine(number: int = 1) -> None:
@@ -30,9 +30,14 @@ def interrupted() -> None:
     raise KeyboardInterrupt
 
 
+def ended() -> None:
+    """Is interrupted, and cannot be resumed."""
+    raise Interrupted("interrupted; nothing is kept")
+
+
 @pytest.fixture(autouse=True)
 def commands(monkeypatch):
-    names = {"fine": fine, "serve.wrong": wrong, "serve.failing": failing, "interrupted": interrupted}
+    names = {"fine": fine, "serve.wrong": wrong, "serve.failing": failing, "interrupted": interrupted, "ended": ended}
     entries = [EntryPoint(name, f"{__name__}:{name}", cli.GROUP) for name in names]
     monkeypatch.setattr(cli, "entry_points", lambda group: entries)
     monkeypatch.setattr(EntryPoint, "load", lambda self: names[self.name])
@@ -56,6 +61,11 @@ def test_failed_work_is_status_1(capsys):
 def test_interrupt_is_status_130_and_says_how_to_resume(capsys):
     assert cli.run(["interrupted"]) == 130
     assert "resume" in capsys.readouterr().err
+
+
+def test_interrupted_work_that_cannot_be_resumed_says_so(capsys):
+    assert cli.run(["ended"]) == 130
+    assert capsys.readouterr().err.strip() == "error: interrupted; nothing is kept"
 
 
 def test_unknown_command_suggests_the_nearest(capsys):

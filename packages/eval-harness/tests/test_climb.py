@@ -198,6 +198,21 @@ def test_show_takes_a_groups_items_from_the_files_of_its_tasks(scripted, nano_it
         ]
 
 
+def test_show_asks_which_where_a_checkpoint_was_evaluated_in_two_ways(
+    scripted, nano_items, with_show, tmp_path, capfd
+):
+    nano_items([{"id": str(n), "question": f"Q{n}?", "choices": ["a", "bb"], "answer": n} for n in range(2)])
+    scripted(prefer=lambda doc, choice: -len(choice))
+    evaluate("unused", ["nano_choice"], out_dir=tmp_path / "hf")
+    assert cli.run(["eval", "show", str(tmp_path)]) == 0
+    assert "2 shown" in capfd.readouterr().out
+    evaluate("unused", ["nano_choice"], limit=1, out_dir=tmp_path / "hf-limit-1")
+    assert cli.run(["eval", "show", str(tmp_path)]) == 2
+    assert "holds 2 evaluations (hf, hf-limit-1); give the folder of one of them" in capfd.readouterr().err
+    assert cli.run(["eval", "show", str(tmp_path / "hf-limit-1")]) == 0
+    assert "1 shown" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     "item",
     [

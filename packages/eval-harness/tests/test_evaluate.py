@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,6 +180,40 @@ def test_command_prints_json_last_and_the_table_to_standard_error(tiny_checkpoin
     assert "nano_choice" in err
     assert "lm_eval" not in err
     assert "it/s" not in err
+
+
+def test_an_evaluation_posed_otherwise_leaves_the_items_of_the_first_alone(
+    scripted, nano_items, tiny_checkpoint, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    nano_items([{"id": str(n), "question": f"Q{n}?", "choices": ["a", "bb"], "answer": n} for n in range(2)])
+    scripted(prefer=lambda doc, choice: -len(choice))
+    folders = []
+    for options in ([], ["--limit", "1"], ["--no-chat-template"], ["--few-shot", "0"]):
+        assert run(["eval", tiny_checkpoint, "--tasks", "nano_choice", "--json", *options]) == 0
+        folders.append(Path(json.loads(capfd.readouterr().out)["out"]))
+    assert [folder.name for folder in folders] == ["hf", "hf-limit-1", "hf-no-chat-template", "hf-0-shot"]
+    assert len({folder.parent for folder in folders}) == 1
+    assert [len(read_jsonl(folder / "nano_choice.jsonl")) for folder in folders] == [2, 1, 2, 2]
+
+
+def test_ctrl_c_says_which_tasks_are_kept(scripted, nano_items, tiny_checkpoint, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    nano_items([{"id": "0", "question": "Q?", "choices": ["a", "bb"], "answer": 0}])
+    model = scripted(prefer=lambda doc, choice: -len(choice))
+    arguments = ["eval", tiny_checkpoint, "--tasks", "nano_choice,nano_mc2"]
+
+    def stopped(requests):
+        raise KeyboardInterrupt
+
+    likelihoods, asked = model.loglikelihood, []
+    model.loglikelihood = lambda requests: stopped(requests) if asked else (asked.append(1) or likelihoods(requests))
+    assert run(arguments) == 130
+    assert "interrupted; kept: nano_choice; the same command starts anew" in capfd.readouterr().err
+    assert [row["task"] for row in read_results(Path("runs/metrics.jsonl"))] == ["nano_choice"]
+    model.loglikelihood = stopped
+    assert run(arguments) == 130
+    assert "interrupted; no task was done, nothing is kept" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

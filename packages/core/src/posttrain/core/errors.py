@@ -23,6 +23,12 @@ class WorkError(PosttrainError):
     """The request was fine and the work failed: a service went away, the disk is full."""
 
 
+class Interrupted(PosttrainError):
+    """A person ended work that the same command does not resume; the message says what of it is kept."""
+
+    exit_status = 130
+
+
 class Diverged(WorkError):
     """Training came to numbers that are not finite: these settings fail, and would fail again."""
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from posttrain.core.errors import RequestError
+from posttrain.core.errors import Interrupted, RequestError
 from posttrain.core.files import read_json
 from posttrain.core.hashing import digest_checkpoint, digest_json
 from posttrain.eval_harness.catalog import NANO_TASKS
@@ -95,26 +95,33 @@ def evaluate_checkpoint(
     posing = posed(
         chosen, few_shot, chat_template, fewshot_as_multiturn, few_shot_seed, max_gen_toks, dtype, device, here
     )
-    folder = out or RUNS / "eval" / identity["fingerprint"][:12]
+    label = posing.label(choice.backend if choice else backend, sampling)
+    folder = out or RUNS / "eval" / identity["fingerprint"][:12] / posing.folder(label, limit)
     store = (out or RUNS) / "metrics.jsonl"
-    result = evaluate(
-        checkpoint or str(tokenizer),
-        names,
-        limit=limit,
-        batch_size=batch_size,
-        backend=backend,
-        service_url=policy_url,
-        best_of=choice,
-        samples=sampling,
-        include_path=include_path,
-        posing=posing,
-        revision=revision,
-        device=device,
-        push=checkpoint is not None,
-        out_dir=folder,
-        identity=identity,
-        results_path=store,
-    )
+    done: list[str] = []
+    try:
+        result = evaluate(
+            checkpoint or str(tokenizer),
+            names,
+            limit=limit,
+            batch_size=batch_size,
+            backend=backend,
+            service_url=policy_url,
+            best_of=choice,
+            samples=sampling,
+            include_path=include_path,
+            posing=posing,
+            revision=revision,
+            device=device,
+            push=checkpoint is not None,
+            out_dir=folder,
+            identity=identity,
+            results_path=store,
+            on_result=lambda of_task: done.append(of_task.task),
+        )
+    except KeyboardInterrupt as stopped:
+        kept = f"kept: {', '.join(done)}; the same command starts anew" if done else "no task was done, nothing is kept"
+        raise Interrupted(f"interrupted; {kept}") from stopped
     print_result(result, folder, store, console, chosen)
     if left_out:
         console.print(f"note: left out, for best of n has no likelihoods: {', '.join(left_out)}")

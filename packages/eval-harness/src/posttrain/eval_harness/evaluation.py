@@ -5,7 +5,7 @@ task file says otherwise; the chat template is applied and few-shot examples are
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,7 @@ def evaluate(
     out_dir: Path | None = None,
     identity: Mapping[str, Any] | None = None,
     results_path: Path | None = None,
+    on_result: Callable[[TaskResult], None] | None = None,
 ) -> EvaluationResult:
     """Evaluates a checkpoint folder or Hub id on named tasks, groups or tags.
 
@@ -62,7 +63,7 @@ def evaluate(
     samples: instead of one greedy answer, several, told by pass@k and maj@k; generation tasks only.
     out_dir: writes `<task>.jsonl`, an object an item. results_path: appends one row a task to that results store;
     `identity` is merged into the rows and must then hold "fingerprint". Both as soon as a task is done (the tasks of
-    groups: all of them), so that who is interrupted keeps the tasks before.
+    groups: all of them), so that who is interrupted keeps the tasks before; then `on_result` is called with it.
 
     RequestError for a wrong request: unknown task or backend, no items, no checkpoint or tokenizer, missing data, a
     task that asks for likelihoods with `best_of` or `samples`.
@@ -78,7 +79,7 @@ def evaluate(
             refuse_likelihood_tasks(loaded["tasks"], "a sampled answer" if samples else "best of n")
         if samples is not None and loaded["groups"]:
             raise RequestError(f"--samples tells of tasks; {next(iter(loaded['groups']))} is a group: name its tasks")
-        label = posing.label(best_of.backend if best_of else backend) + (f", {samples.label}" if samples else "")
+        label = posing.label(best_of.backend if best_of else backend, samples)
         for task in loaded["tasks"].values():
             _configure(task, posing, samples)
         service = stack.enter_context(_service(backend, str(checkpoint), service_url, push, posing.dtype))
@@ -104,6 +105,8 @@ def evaluate(
                     write_items(task_result, Path(out_dir))
                 if results_path is not None:
                     append_result(results_path, task_result.row(identity or {}))
+                if on_result is not None:
+                    on_result(task_result)
             results |= done
     return EvaluationResult(
         checkpoint=str(checkpoint),

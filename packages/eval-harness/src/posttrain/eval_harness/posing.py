@@ -1,8 +1,10 @@
 """How items are put to a model: what departs from the standard evaluation, and so belongs to a result's key."""
 
+import re
 from dataclasses import dataclass
 
 from posttrain.core.errors import RequestError
+from posttrain.eval_harness.samples import Samples
 
 FEW_SHOT_SEED = 1234
 """lm-eval's own default, so that few-shot examples are those of its reports."""
@@ -39,7 +41,7 @@ class Posing:
         """Whether examples are turns of the conversation."""
         return self.apply_chat_template if self.fewshot_as_multiturn is None else self.fewshot_as_multiturn
 
-    def label(self, backend: str) -> str:
+    def label(self, backend: str, samples: Samples | None = None) -> str:
         """The backend part of a result's key: its name, and what departs from the standard evaluation."""
         parts = [backend]
         if not self.apply_chat_template:
@@ -52,4 +54,18 @@ class Posing:
             parts.append(f"max_gen_toks {self.max_gen_toks}")
         if self.dtype is not None:
             parts.append(self.dtype)
+        if samples is not None:
+            parts.append(samples.label)
         return ", ".join(parts)
+
+    def folder(self, label: str, limit: int | None) -> str:
+        """A name for the folder of item files: another one for whatever makes another result under this `label`.
+
+        `hf` is the standard evaluation, `hf-5-shot-limit-20` one of five examples and the first 20 items.
+        """
+        parts = [label]
+        if self.few_shot is not None:
+            parts.append(f"{self.few_shot}-shot")
+        if limit is not None:
+            parts.append(f"limit {limit}")
+        return re.sub(r"[^\w.]+", "-", " ".join(parts))

@@ -38,10 +38,11 @@ class Shown:
 def item_files(path: Path, task: str | None = None) -> list[Path]:
     """The item files that `path`, a file or an evaluation's folder, means; of one task or group if that is named.
 
-    A group's own file repeats the items of its tasks, whose files stand for it. RequestError when there is none.
+    A group's own file repeats the items of its tasks, whose files stand for it. A checkpoint's folder (runs/eval/…) has
+    a folder for each way in which it was evaluated: the only one that holds the task is meant. RequestError when there
+    is none, or more than one.
     """
-    there = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
-    there = [file for file in there if file.name != "metrics.jsonl"]
+    there = [path] if path.is_file() else _item_files_in(path, "*.jsonl") or _of_one_evaluation(path, task)
     members = {file.stem: _members(file, {other.stem for other in there} - {file.stem}) for file in there}
     asked = members.get(task or "") or {task or ""}
     files = [file for file in there if not members[file.stem] and (task is None or file.stem in asked)]
@@ -51,6 +52,22 @@ def item_files(path: Path, task: str | None = None) -> list[Path]:
             f"{path} holds no item file{of_task} (<task>.jsonl); give an evaluation's folder or one file"
         )
     return files
+
+
+def _item_files_in(folder: Path, pattern: str) -> list[Path]:
+    return [file for file in sorted(folder.glob(pattern)) if file.name != "metrics.jsonl"]
+
+
+def _of_one_evaluation(folder: Path, task: str | None) -> list[Path]:
+    """The item files of the one evaluation below a checkpoint's folder that has the task."""
+    posed: dict[Path, list[Path]] = {}
+    for file in _item_files_in(folder, "*/*.jsonl"):
+        posed.setdefault(file.parent, []).append(file)
+    asked = [files for files in posed.values() if task is None or task in {file.stem for file in files}]
+    if len(asked) > 1:
+        named = ", ".join(files[0].parent.name for files in asked)
+        raise RequestError(f"{folder} holds {len(asked)} evaluations ({named}); give the folder of one of them")
+    return asked[0] if asked else []
 
 
 def _members(file: Path, tasks: set[str]) -> set[str]:
