@@ -151,6 +151,15 @@ def test_asking_for_more_rows_than_there_are_is_said(tmp_path, caplog):
     assert "50 rows were asked for, it has 20" in caplog.text
 
 
+@pytest.mark.parametrize(("rows", "at_most", "there"), [(None, 50, 20), (None, 5, 5), (10, 5, 5), (5, 10, 5)])
+def test_whoever_only_looks_takes_the_beginning_without_a_word(rows, at_most, there, tmp_path, caplog):
+    path = write(tmp_path / "p.jsonl", PROMPTS)
+    with caplog.at_level(logging.WARNING):
+        seen = load_prompts(Source(path=path, rows=rows), 0, at_most)
+    assert seen == load_prompts(Source(path=path), 0)[:there]
+    assert caplog.text == ""
+
+
 # Columns
 
 

@@ -73,6 +73,12 @@ def test_the_trained_tokens_are_the_answers_and_their_end_tokens(recipe, capsys)
         assert row["id"] == conversation["id"]
 
 
+def test_data_of_fewer_rows_than_are_checked_are_not_said_to_lack_any(recipe, capsys, caplog):
+    assert command(["data", "inspect", recipe, "--audit", "100000", "--jsonl"]) == 0
+    assert machine_rows(capsys)[1]["rows"] < 100000
+    assert "were asked for" not in caplog.text
+
+
 @pytest.mark.parametrize("max_length", [60, 100, 1_000])
 def test_the_mask_is_the_one_of_the_trainers_labels(tokenizer, monkeypatch, max_length):
     monkeypatch.setenv("POSTTRAIN_DATA", str(HUB))

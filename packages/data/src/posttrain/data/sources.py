@@ -4,8 +4,9 @@
     load_rankings        K-wise preferences  load_prompts    prompts with what their verifier needs
 
 All rows are put in an order that derives from the seed, then the first `rows` are taken: a smaller selection is the
-beginning of a larger one. The same source and seed give the same rows in the same order everywhere. Only the rows that
-are taken are held in memory. `describe_source` says what defines them, for the config hash. Nothing is tokenised here.
+beginning of a larger one, and whoever only looks takes `at_most` so many. The same source and seed give the same rows
+in the same order everywhere. Only the rows that are taken are held in memory. `describe_source` says what defines them,
+for the config hash. Nothing is tokenised here.
 """
 
 import json
@@ -30,19 +31,19 @@ Row = TypeVar("Row")
 _logger = logging.getLogger(__name__)
 
 
-def load_conversations(source: Source, seed: int) -> list[Conversation]:
+def load_conversations(source: Source, seed: int, at_most: int | None = None) -> list[Conversation]:
     """Demonstrations that end with the assistant's message."""
     if source.path == NANO:
-        return _select(generated.conversations(source.split), source, seed)
+        return _select(generated.conversations(source.split), source, seed, at_most)
 
     def make(format_: Format, record: Record, row_id: str) -> Conversation:
         assert format_.conversation is not None
         return {"id": row_id, "messages": _with_system(format_.conversation(record), source)}
 
-    return _load(source, seed, "conversation", make)
+    return _load(source, seed, "conversation", make, at_most)
 
 
-def load_pairs(source: Source, seed: int) -> list[Pair]:
+def load_pairs(source: Source, seed: int, at_most: int | None = None) -> list[Pair]:
     """Preferences. Rows without a preference (identical answers, other prompts) are left out and counted on the log."""
     if source.path == NANO:
         raise RequestError(
@@ -64,10 +65,10 @@ def load_pairs(source: Source, seed: int) -> list[Pair]:
             "kind": _kind(format_, record),
         }
 
-    return _load(source, seed, "pair", make)
+    return _load(source, seed, "pair", make, at_most)
 
 
-def load_rankings(source: Source, seed: int) -> list[Ranking]:
+def load_rankings(source: Source, seed: int, at_most: int | None = None) -> list[Ranking]:
     """K answers a prompt, best first. Rows with equal answers or fewer than two are left out and counted on the log."""
     if source.path == NANO:
         raise RequestError("nano has no rankings to load; its preferences are sampled from the SFT policy")
@@ -80,13 +81,13 @@ def load_rankings(source: Source, seed: int) -> list[Ranking]:
         messages = _with_system(prompt, source)
         return {"id": row_id, "prompt": messages, "completions": completions, "kind": _kind(format_, record)}
 
-    return _load(source, seed, "ranking", make)
+    return _load(source, seed, "ranking", make, at_most)
 
 
-def load_prompts(source: Source, seed: int) -> list[Prompt]:
+def load_prompts(source: Source, seed: int, at_most: int | None = None) -> list[Prompt]:
     """Prompts, each with the reference that its verifier needs."""
     if source.path == NANO:
-        return _select(generated.prompts(source.split), source, seed)
+        return _select(generated.prompts(source.split), source, seed, at_most)
 
     def make(format_: Format, record: Record, row_id: str) -> Prompt:
         assert format_.prompt is not None
@@ -94,7 +95,7 @@ def load_prompts(source: Source, seed: int) -> list[Prompt]:
         messages = _with_system(prompt, source)
         return {"id": row_id, "prompt": messages, "reference": reference, "kind": _kind(format_, record)}
 
-    return _load(source, seed, "prompt", make)
+    return _load(source, seed, "prompt", make, at_most)
 
 
 def describe_source(source: Source) -> dict[str, Any]:
@@ -138,7 +139,9 @@ def _locate(source: Source, format_: Format) -> LocalFiles | HubDataset:
     )
 
 
-def _load(source: Source, seed: int, wanted: str, make: Callable[[Format, Record, str], Row]) -> list[Row]:
+def _load(
+    source: Source, seed: int, wanted: str, make: Callable[[Format, Record, str], Row], at_most: int | None
+) -> list[Row]:
     format_ = find_format(source.path, source.format)
     if getattr(format_, wanted) is None:
         raise RequestError(
@@ -150,7 +153,7 @@ def _load(source: Source, seed: int, wanted: str, make: Callable[[Format, Record
     dropped: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     rows: list[Row] = []
-    matched = False
+    matched, enough = False, _enough(source, at_most)
     for number, values in _ordered(origin, format_, source, seed, wanted):
         if not matches(values, source.where, f"dataset {origin.dataset}"):
             continue
@@ -161,7 +164,7 @@ def _load(source: Source, seed: int, wanted: str, make: Callable[[Format, Record
             rows.append(_encodable(make(format_, record, row_id)))
         except UnusableRow as reason:
             dropped[str(reason)] += 1
-        if source.rows is not None and len(rows) == source.skip + source.rows:
+        if enough is not None and len(rows) == source.skip + enough:
             break
     if not matched:
         raise RequestError(f"dataset {origin.dataset} has no row of split '{source.split}'{_said(source)}")
@@ -172,7 +175,7 @@ def _load(source: Source, seed: int, wanted: str, make: Callable[[Format, Record
         _logger.warning("dataset %s: left out %s rows (%s)", origin.dataset, dropped.total(), told)
     for what, count in left_out.items():
         _logger.warning("dataset %s: left out %s %s", origin.dataset, count, what)
-    return _chosen(origin.dataset, rows, source)
+    return _chosen(origin.dataset, rows, source, at_most)
 
 
 def _ordered(
@@ -225,24 +228,26 @@ def _answer(text: str, cut: bool) -> Message:
     return {"role": "assistant", "content": text, "interrupted": True}
 
 
-def _select(rows: list[Row], source: Source, seed: int) -> list[Row]:
+def _select(rows: list[Row], source: Source, seed: int, at_most: int | None) -> list[Row]:
     order = shard(shuffled(len(rows), seed, source.split), source.part)
-    return _chosen(NANO, [rows[number] for number in order], source)
+    return _chosen(NANO, [rows[number] for number in order], source, at_most)
 
 
-def _chosen(dataset: str, ordered: list[Row], source: Source) -> list[Row]:
+def _enough(source: Source, at_most: int | None) -> int | None:
+    """How many rows are taken where there are so many; None for all."""
+    return min((count for count in (source.rows, at_most) if count is not None), default=None)
+
+
+def _chosen(dataset: str, ordered: list[Row], source: Source, at_most: int | None) -> list[Row]:
     """The rows that `skip` and `rows` choose of the usable ones, in order."""
     if source.skip and source.skip >= len(ordered):
         count = len(ordered)
         raise RequestError(f"dataset {dataset} has {count} rows of split '{source.split}'; skip leaves none of them")
-    rows = ordered[source.skip :][: source.rows]
-    _warn_if_fewer(dataset, len(rows), source)
+    enough = _enough(source, at_most)
+    rows = ordered[source.skip :][:enough]
+    if source.rows is not None and enough is not None and len(rows) < enough:
+        _logger.warning("dataset %s: %s rows were asked for, it has %s", dataset, source.rows, len(rows))
     return rows
-
-
-def _warn_if_fewer(dataset: str, there: int, source: Source) -> None:
-    if source.rows is not None and there < source.rows:
-        _logger.warning("dataset %s: %s rows were asked for, it has %s", dataset, source.rows, there)
 
 
 def _kind(format_: Format, record: Record) -> str:

@@ -40,7 +40,7 @@ def inspect_source(recipe: Recipe, name: str, count: int, seed: int) -> Inspecte
     source = _source(recipe, name)
     tokenizer, context = _tokenizer_and_context(recipe)
     limits, look = _look(recipe, name, context, tokenizer)
-    rows = look(source.model_copy(update={"rows": min(count, source.rows or count)}), seed)
+    rows = look(source, seed, count)
     if limits and all(set(row.dropped_by) == set(limits) for row in rows):
         told = ", ".join(f"{method} {limit}" for method, limit in limits.items())
         raise WorkError(
@@ -65,7 +65,7 @@ def _source(recipe: Recipe, name: str) -> Source:
 
 def _look(
     recipe: Recipe, name: str, context: int, tokenizer: PreTrainedTokenizerFast
-) -> tuple[Limits, Callable[[Source, int], list[InspectedRow]]]:
+) -> tuple[Limits, Callable[[Source, int, int], list[InspectedRow]]]:
     """The length limits of the methods that read a source, and what loads and renders its rows."""
     if name in ("sft", "sft_validation"):
         limits = _max_lengths(recipe, ["sft"], context)
@@ -81,18 +81,19 @@ def _look(
 
 
 def _rows(
-    load: Callable[[Source, int], Sequence[Any]],
+    load: Callable[[Source, int, int], Sequence[Any]],
     look: Callable[[PreTrainedTokenizerFast, Any, Limits], InspectedRow],
     tokenizer: PreTrainedTokenizerFast,
     limits: Limits,
     source: Source,
     seed: int,
+    count: int,
 ) -> list[InspectedRow]:
-    return [look(tokenizer, row, limits) for row in load(source, seed)]
+    return [look(tokenizer, row, limits) for row in load(source, seed, count)]
 
 
-def _pairs_as_rankings(source: Source, seed: int) -> list[Any]:
-    return [from_pair(pair) for pair in load_pairs(source, seed)]
+def _pairs_as_rankings(source: Source, seed: int, count: int) -> list[Any]:
+    return [from_pair(pair) for pair in load_pairs(source, seed, count)]
 
 
 def _max_lengths(recipe: Recipe, methods: Sequence[str], context: int) -> Limits:
