@@ -14,4 +14,5 @@ os.environ.update(
 # The runs are deterministic for a fixed number of threads, and two test processes on two cores must not share four.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A key of the developer's own shell would make the loopback services refuse the tests.
-os.environ.pop("POSTTRAIN_API_KEY", None)
+for variable in ("POSTTRAIN_API_KEY", "POSTTRAIN_API_KEY_FILE"):
+    os.environ.pop(variable, None)

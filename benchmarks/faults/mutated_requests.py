@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import random
 import sys
 import tempfile
@@ -30,6 +29,7 @@ import httpx
 
 from benchmarks.machine import machine
 from posttrain.core.asgi import ResponseTimeout, ServiceMiddleware
+from posttrain.core.keys import SERVICE_KEY, read_key
 from posttrain.core.wire import CONTRACT_HEADER
 
 LIMIT_SECONDS = 60.0
@@ -186,7 +186,7 @@ def wrong(request: Call, response: httpx.Response) -> str:
 async def client_of(service: str, url: str | None) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the service at `url`, or of one in this process with the nano lab's models."""
     if url:
-        key = os.environ.get("POSTTRAIN_API_KEY")
+        key = read_key(SERVICE_KEY)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_keepalive_connections=0)
         async with httpx.AsyncClient(

@@ -47,6 +47,17 @@ def found(
         return error, [call.request.headers.get("authorization") for call in route.calls]
 
 
+@pytest.mark.parametrize(("ours", "variable"), [(True, "POSTTRAIN_API_KEY"), (False, "OPENAI_API_KEY")])
+def test_a_key_may_lie_in_a_file(monkeypatch, tmp_path, ours, variable):
+    (tmp_path / "key").write_text("from-a-file\n")
+    monkeypatch.delenv(variable)
+    monkeypatch.setenv(f"{variable}_FILE", str(tmp_path / "key"))
+    endpoint, sent = found(ours=ours, demands="from-a-file")
+    assert (endpoint.api_key, sent) == ("from-a-file", [None, "Bearer from-a-file"])
+    if not ours:
+        assert ChatServer(Limits(), base_url="https://judges.example/v1")._key == "from-a-file"
+
+
 def test_addresses_with_and_without_a_path():
     assert base_url("http://host:1") == base_url("http://host:1/v1/") == "http://host:1/v1"
     assert base_url("https://host/openai/v2") == "https://host/openai/v2"

@@ -38,7 +38,7 @@ def does(prompt, completion, reference):
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
         time.sleep(1000)
     if completion == "print": print("not for the channel", flush=True)
-    if completion == "key": return float("POSTTRAIN_API_KEY" in os.environ)
+    if completion == "key": return float(any(name.startswith("POSTTRAIN_API_KEY") for name in os.environ))
     return float(len(completion))
 """
 
@@ -96,8 +96,9 @@ def test_what_a_function_prints_does_not_disturb_its_answers(pool: FunctionPool,
     assert capfd.readouterr().out == ""
 
 
-def test_a_function_does_not_see_the_services_key(pool: FunctionPool, monkeypatch: pytest.MonkeyPatch):
+def test_a_function_sees_neither_the_services_key_nor_where_it_lies(pool: FunctionPool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("POSTTRAIN_API_KEY", "sesame")
+    monkeypatch.setenv("POSTTRAIN_API_KEY_FILE", "/run/secrets/posttrain_api_key")
     pool.submit(items("exit", "exit", "exit")).result(30)  # both processes are new
     assert pool.submit(items("key", "key")).result(30) == [0.0, 0.0]
 

@@ -9,11 +9,11 @@ import asyncio
 import hmac
 import ipaddress
 import json
-import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from typing import Any
 
+from posttrain.core.keys import SERVICE_KEY, read_key
 from posttrain.core.wire import CONTRACT, CONTRACT_HEADER, DEADLINE_EXCEEDED, error_body
 
 Scope = MutableMapping[str, Any]
@@ -34,7 +34,7 @@ BODIES_AT_ONCE = 8
 class ServiceMiddleware:
     """Key, loopback rule, body limits and contract header around an ASGI application.
 
-    `api_key` None reads `POSTTRAIN_API_KEY`; empty means no key. `upload_limits` maps path prefixes to limits in
+    `api_key` None reads `POSTTRAIN_API_KEY` or its file (`keys.py`); empty means no key. `upload_limits` maps path prefixes to limits in
     bytes that hold there instead of `max_body_bytes`. `pages` are paths that are read without the key where there is
     one: a browser that opens a page has none to send, and the page asks for it.
     """
@@ -50,7 +50,7 @@ class ServiceMiddleware:
     ) -> None:
         self.app = app
         self.pages = frozenset(pages)
-        self.api_key = os.environ.get("POSTTRAIN_API_KEY", "") if api_key is None else api_key
+        self.api_key = (read_key(SERVICE_KEY) or "") if api_key is None else api_key
         self.max_body_bytes = max_body_bytes
         self.upload_limits = dict(upload_limits or {})
         self._in_memory = _Budget(BODIES_AT_ONCE * max_body_bytes)

@@ -6,7 +6,6 @@ server, which sends none, is in `stock_vllm.py`.
 """
 
 import hashlib
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 
 from posttrain.core.errors import ContractError, RequestError, WorkError
 from posttrain.core.hashing import digest_file, digest_weights
+from posttrain.core.keys import SERVICE_KEY, read_key
 from posttrain.core.serving import is_loopback
 from posttrain.core.wire import (
     CONTRACT,
@@ -122,7 +122,7 @@ class _Service:
             raise RequestError(f"service address '{url}' is not a URL: {error}") from None
         self.url = url.rstrip("/")
         self.patience = patience
-        key = api_key or os.environ.get("POSTTRAIN_API_KEY")
+        key = api_key or read_key(SERVICE_KEY)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # A new connection costs microseconds on loopback; a kept one to a restarted service costs a retry.
         limits = httpx.Limits(max_keepalive_connections=0)

@@ -6,7 +6,6 @@ are `posttrain.core.asgi`'s; the page itself is `posttrain.rollout.chat_page`.
 
 import asyncio
 import json
-import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -23,6 +22,7 @@ from starlette.routing import Route
 
 from posttrain.core.asgi import MIB, ServiceMiddleware
 from posttrain.core.errors import PosttrainError
+from posttrain.core.keys import warn_without_key
 from posttrain.core.serving import is_loopback
 from posttrain.core.wire import error_body
 from posttrain.lab.chat_models import ChatModel
@@ -94,8 +94,7 @@ def serve_page(models: list[ChatModel], votes: Path, host: str, port: int) -> No
     """Serves the page until Ctrl-C or SIGTERM."""
     import uvicorn
 
-    if not is_loopback(host) and not os.environ.get("POSTTRAIN_API_KEY"):
-        print("warning: POSTTRAIN_API_KEY is not set, so only requests from this machine are answered", file=sys.stderr)
+    warn_without_key(host)
     shown = f"[{host}]" if ":" in host else host
     print(f"chat page on http://{shown}:{port}/chat: {' and '.join(m.label for m in models)}", file=sys.stderr)
     print(f"votes: {votes}; Ctrl-C ends it", file=sys.stderr)

@@ -2,7 +2,8 @@
 
 A posttrain service says what it is in each response, and gets POSTTRAIN_API_KEY; any other server gets OPENAI_API_KEY.
 So neither key goes to a server of the other kind, and none to a server that does not ask for it, unless the environment
-names it beside the key. OPENAI_API_KEY does not leave this machine without encryption.
+names it beside the key. OPENAI_API_KEY does not leave this machine without encryption. Either may lie in a file, which
+POSTTRAIN_API_KEY_FILE or OPENAI_API_KEY_FILE names.
 """
 
 import os
@@ -14,11 +15,12 @@ import httpx
 
 from posttrain.core.clients import ServiceUnavailable, error_message
 from posttrain.core.errors import ContractError, RequestError, WorkError, suggest
+from posttrain.core.keys import SERVICE_KEY, read_key
 from posttrain.core.serving import is_loopback
 from posttrain.core.wire import CONTRACT, CONTRACT_HEADER
 
 KEY_VARIABLE, URL_VARIABLE = "OPENAI_API_KEY", "OPENAI_BASE_URL"
-OUR_KEY_VARIABLE = "POSTTRAIN_API_KEY"
+OUR_KEY_VARIABLE = SERVICE_KEY
 TIMEOUT = 20.0
 """Seconds to list the models."""
 
@@ -81,7 +83,7 @@ def find_endpoint(url: str, model: str | None = None) -> Endpoint:
     response = _models(base, None)
     ours = _speaks_our_contract(response, base)
     variable = OUR_KEY_VARIABLE if ours else KEY_VARIABLE
-    known = os.environ.get(variable)
+    known = read_key(variable)
     key = known if not ours and is_the_environments(base) else None
     if response.status_code in (401, 403) and known:
         if not (ours or key or _is_safe(base)):

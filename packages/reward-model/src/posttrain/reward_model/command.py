@@ -3,7 +3,6 @@
 What can be refused is refused here, in one line and before a server starts; loading itself is the service's.
 """
 
-import os
 import re
 import sys
 from typing import Annotated
@@ -11,7 +10,8 @@ from typing import Annotated
 import typer
 
 from posttrain.core.errors import RequestError
-from posttrain.core.serving import check_address, is_loopback, serve_in_foreground
+from posttrain.core.keys import warn_without_key
+from posttrain.core.serving import check_address, serve_in_foreground
 
 SERVICE = "posttrain.reward_model.service:RewardService"
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)")
@@ -63,8 +63,7 @@ def serve_reward(
     )
     check_address(host, port)
     check_sources(settings.sources, settings.ensembles)
-    if not is_loopback(host) and not os.environ.get("POSTTRAIN_API_KEY"):
-        print("warning: POSTTRAIN_API_KEY is not set, so only requests from this machine are answered", file=sys.stderr)
+    warn_without_key(host)
     served = ", ".join(f"{name} ({spec})" for name, spec in settings.sources.items())
     print(f"reward service on http://{host}:{port}: {served or 'the built-in verifiers'}", file=sys.stderr)
     environment = {ENVIRONMENT: settings.model_dump_json()}

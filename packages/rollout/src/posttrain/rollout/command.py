@@ -3,13 +3,13 @@
 Nothing heavy is imported here; the server process imports torch itself.
 """
 
-import ipaddress
 import os
 import sys
 from typing import Annotated
 
 import typer
 
+from posttrain.core.keys import warn_without_key
 from posttrain.core.serving import serve_in_foreground
 
 SERVICE = "posttrain.rollout.service:PolicyService"
@@ -57,8 +57,7 @@ def serve_policy(
     settings = validate(PolicyServiceSettings, apply_overrides(mapping, overrides or []), "serve policy")
     if settings.engine == "vllm":
         refuse_without_vllm(settings.vllm)
-    if not is_loopback(host) and not os.environ.get("POSTTRAIN_API_KEY"):
-        print("warning: POSTTRAIN_API_KEY is not set, so only requests from this machine are answered", file=sys.stderr)
+    warn_without_key(host)
     print(f"policy service on http://{host}:{port}: {name} ({checkpoint})", file=sys.stderr)
     environment = {
         ENVIRONMENT: settings.model_dump_json(),
@@ -68,11 +67,3 @@ def serve_policy(
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
     serve_in_foreground(SERVICE, host=host, port=port, environment=environment, extra="posttrain-rollout[service]")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address to listen on is reachable from this machine only."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

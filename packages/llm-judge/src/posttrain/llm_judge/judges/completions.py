@@ -27,6 +27,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 from posttrain.core.clients import MOST_RETRY_AFTER, ServiceUnavailable
 from posttrain.core.errors import RequestError, WorkError
+from posttrain.core.keys import read_key
 from posttrain.core.serving import is_loopback
 from posttrain.llm_judge.endpoints import KEY_VARIABLE, URL_VARIABLE, check_plain
 from posttrain.llm_judge.judgements import JudgeRefused
@@ -116,7 +117,7 @@ class ChatServer:
             self._local = is_loopback(httpx.URL(url).host)
         except httpx.InvalidURL as error:
             raise RequestError(f"the address '{url}' is not a URL: {error}") from None
-        key = api_key or os.environ.get(KEY_VARIABLE)
+        key = api_key or read_key(KEY_VARIABLE)
         if not key and not self._local:
             raise RequestError(f"{url} needs a key; set {KEY_VARIABLE}")
         self.url, self.limits, self.price = url.rstrip("/"), limits, price

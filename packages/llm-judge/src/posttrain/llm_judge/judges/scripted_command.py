@@ -1,7 +1,6 @@
 """`posttrain serve scripted-judge`: the scripted judge as a server in the foreground."""
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from posttrain.core.errors import RequestError
-from posttrain.core.serving import check_address, is_loopback
+from posttrain.core.keys import warn_without_key
+from posttrain.core.serving import check_address
 
 LengthForm = Literal["tanh", "linear"]
 
@@ -105,8 +105,7 @@ def serve_scripted_judge(
         quality = qualities.hashed(quality_spread, seed)
     protocols = [load_protocol(name) for name in (*NAMES, *(protocol or ()))]
     check_address(host, port)
-    if not is_loopback(host) and not os.environ.get("POSTTRAIN_API_KEY"):
-        print("warning: POSTTRAIN_API_KEY is not set, so only requests from this machine are answered", file=sys.stderr)
+    warn_without_key(host)
     app = ServiceMiddleware(ScriptedServer(protocols, script, quality, faults, log))
     print(f"scripted judge on http://{host}:{port}/v1", file=sys.stderr, flush=True)
     uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=1)

@@ -3,7 +3,6 @@
 What can be refused is refused here, in one line and before a server starts.
 """
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from posttrain.core.errors import RequestError
-from posttrain.core.serving import check_address, is_loopback, serve_in_foreground
+from posttrain.core.keys import warn_without_key
+from posttrain.core.serving import check_address, serve_in_foreground
 
 if TYPE_CHECKING:
     from posttrain.llm_judge.serving.settings import JudgeServiceSettings
@@ -78,8 +78,7 @@ def serve_judge(
     wanted = _located(validate(JudgeServiceSettings, apply_overrides(mapping, overrides or []), "serve judge"))
     check_address(host, port)
     check_settings(wanted)
-    if not is_loopback(host) and not os.environ.get("POSTTRAIN_API_KEY"):
-        print("warning: POSTTRAIN_API_KEY is not set, so only requests from this machine are answered", file=sys.stderr)
+    warn_without_key(host)
     print(f"judge service on http://{host}:{port}: {', '.join(wanted.judges)}", file=sys.stderr)
     environment = {ENVIRONMENT: wanted.model_dump_json()}
     serve_in_foreground(SERVICE, host=host, port=port, environment=environment, extra="posttrain-llm-judge[service]")

@@ -1,7 +1,6 @@
 """The judges of the settings, each with one server and one `Limits` that all requests to the service share."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -12,6 +11,7 @@ import httpx
 
 from posttrain.core.clients import RewardClient
 from posttrain.core.errors import PosttrainError, RequestError
+from posttrain.core.keys import read_key
 from posttrain.core.serving import is_loopback
 from posttrain.llm_judge.endpoints import KEY_VARIABLE, base_url, find_endpoint, is_the_environments
 from posttrain.llm_judge.judgements import Judge, JudgeRefused
@@ -108,7 +108,7 @@ def _server(settings: ChatBackend, limits: Limits) -> ChatServer:
     url = base_url(settings.base_url) if settings.base_url else None
     named = KEY_VARIABLE if url is None or is_the_environments(url) else None
     variable = settings.api_key_variable or named
-    key = os.environ.get(variable) if variable else NO_KEY
+    key = read_key(variable) if variable else NO_KEY
     if not key and variable != KEY_VARIABLE:
         # What stands in where none is given is the key of another server.
         if url is None or not is_loopback(httpx.URL(url).host):
@@ -118,4 +118,4 @@ def _server(settings: ChatBackend, limits: Limits) -> ChatServer:
 
 
 def _client(settings: RewardBackend) -> RewardClient:
-    return RewardClient(settings.url, os.environ.get(settings.api_key_variable), patience=PATIENCE)
+    return RewardClient(settings.url, read_key(settings.api_key_variable), patience=PATIENCE)

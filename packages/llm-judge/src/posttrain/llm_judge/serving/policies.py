@@ -1,9 +1,9 @@
 """Missing answers from the policies that the settings allow, by their names and at no other address."""
 
-import os
 from collections.abc import Mapping
 
 from posttrain.core.errors import PosttrainError
+from posttrain.core.keys import read_key
 from posttrain.core.wire import Message
 from posttrain.llm_judge.endpoints import base_url
 from posttrain.llm_judge.judges.completions import ChatServer, estimated_tokens
@@ -49,5 +49,5 @@ class Policies:
 
 def _server(settings: PolicySettings) -> ChatServer:
     # Never the key of the judge's server, which is what stands in where none is given.
-    key = os.environ.get(settings.api_key_variable) or "none"
+    key = read_key(settings.api_key_variable) or "none"
     return ChatServer(Limits(settings.limits), base_url=base_url(settings.url), api_key=key)

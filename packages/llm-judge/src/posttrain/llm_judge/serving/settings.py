@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from posttrain.core.config import Settings, validate
 from posttrain.core.errors import RequestError, suggest
+from posttrain.core.keys import SERVICE_KEY
 from posttrain.llm_judge.judges.chat import ChatSettings
 from posttrain.llm_judge.judges.completions import TIMEOUT
 from posttrain.llm_judge.judges.prices import Price
@@ -21,8 +22,6 @@ from posttrain.llm_judge.protocols import NAMES
 from posttrain.llm_judge.running.limits import LimitSettings
 
 ENVIRONMENT = "POSTTRAIN_JUDGE"
-SERVICE_KEY = "POSTTRAIN_API_KEY"
-"""The variable with the key that this project's services share."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}$")]
 """What clients, logs and metrics call a judge, a protocol or a policy."""
@@ -35,7 +34,7 @@ class ChatBackend(ChatSettings):
     base_url: Url | None = None
     """With or without /v1; None: OPENAI_BASE_URL, else OpenAI's own."""
     api_key_variable: str | None = None
-    """The environment variable that holds the server's key. None: OPENAI_API_KEY where `base_url` is OPENAI_BASE_URL
+    """The environment variable that holds the server's key, or with _FILE after it the name of a file that does. None: OPENAI_API_KEY where `base_url` is OPENAI_BASE_URL
     or None, and else no key is sent."""
     price: Price | None = None
     """Without one costs are not known."""

@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from posttrain.core.errors import WorkError
+from posttrain.core.keys import without_key
 from posttrain.reward_model.functions.channel import Channel, Silent
 from posttrain.reward_model.functions.spec import UserFunction
 
@@ -288,5 +289,4 @@ def _start(limits: FunctionLimits) -> tuple[subprocess.Popen[bytes], socket.sock
 
 def _environment() -> dict[str, str]:
     """This process's, without the service's key; the cores are shared by many processes."""
-    inherited = {name: value for name, value in os.environ.items() if name != "POSTTRAIN_API_KEY"}
-    return {**inherited, "OMP_NUM_THREADS": "1"}
+    return {**without_key(os.environ), "OMP_NUM_THREADS": "1"}
