@@ -1,0 +1,14 @@
+"""`python -m delivery …`: what make images, release, sbom and audit call. Each command is in its own module."""
+
+import typer
+
+from benchmarks.commands import run_command
+from delivery.images import images
+from delivery.sizes import sizes
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.command()(images)
+app.command()(sizes)
+
+if __name__ == "__main__":
+    run_command(app)

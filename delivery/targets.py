@@ -1,0 +1,113 @@
+"""The images: a target of docker/Dockerfile each, the package whose version tags it, its port, and its largest size.
+
+Knows nothing of engines. What a size is, `sizes.py` says.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from delivery.packages import Package, read_packages
+from posttrain.core.errors import RequestError, suggest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCKERFILE = ROOT / "docker" / "Dockerfile"
+PINS = ("constraints.txt", "constraints-vllm.txt", "requirements-build.txt", "docker/install.py", "docker/slim.py")
+"""What is installed besides this repository's packages, and how."""
+ACCELERATORS = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target of the Dockerfile. `limit` is the most bytes that the CPU image's files may have."""
+
+    name: str
+    limit: int
+    package: str = ""
+    """The package that it is of, where that is not its name."""
+    port: int | None = None
+    """Where its service listens; None where it runs commands."""
+
+    @property
+    def of(self) -> str:
+        return self.package or self.name
+
+
+_MB = 1_000_000
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("llm-judge", 700 * _MB, port=8003),
+        Target("data", 700 * _MB),
+        Target("eval-harness", 800 * _MB),
+        Target("rollout", 1500 * _MB, port=8001),
+        Target("reward-model", 1500 * _MB, port=8002),
+        Target("trainers", 1700 * _MB),
+        Target("lab", 2000 * _MB),
+        Target("rollout-vllm", 2800 * _MB, package="rollout", port=8001),
+    )
+}
+"""Sizes measured with constraints.txt as it is, and a tenth on top."""
+STOCK = tuple(name for name in TARGETS if name != "rollout-vllm")
+"""What is built unless something else is asked for: vLLM's image is large, and its CPU build a community's."""
+
+
+def chosen(names: Iterable[str], default: Iterable[str] = STOCK) -> list[Target]:
+    """The targets of these names, or the default ones; RequestError for an unknown one."""
+    names = list(names)
+    for name in names:
+        if name not in TARGETS:
+            raise RequestError(f"unknown target '{name}' {suggest(name, TARGETS)}")
+    return [TARGETS[name] for name in (names or default)]
+
+
+def version_of(target: Target, root: Path = ROOT) -> str:
+    """The version of the target's package."""
+    return str(read_packages(root)[target.of].version)
+
+
+def tags(target: Target, version: str, accelerator: str) -> list[str]:
+    """The image's names: the version first, then `latest`; those for CUDA end in `-cuda`."""
+    end = "" if accelerator == "cpu" else f"-{accelerator}"
+    return [f"posttrain/{target.name}:{version}{end}", f"posttrain/{target.name}:latest{end}"]
+
+
+def installed_packages(name: str, packages: dict[str, Package]) -> list[str]:
+    """This package and all of this repository's that it needs, by what they declare (extras included), sorted."""
+    found, waiting = {name}, [name]
+    while waiting:
+        package = packages[waiting.pop()]
+        for other in packages.values():
+            if other.name not in found and package.needs(other):
+                found.add(other.name)
+                waiting.append(other.name)
+    return sorted(found)
+
+
+def digest_of_pins(root: Path = ROOT) -> str:
+    """SHA-256 of what decides which other libraries are installed and how."""
+    return _digest(root, [root / name for name in PINS])
+
+
+def digest_of_sources(target: Target, root: Path = ROOT) -> str:
+    """SHA-256 of the sources of the packages in a target's image. Engines that look into a mount by its name only would
+    otherwise take an old layer for a new one."""
+    files = []
+    for name in installed_packages(target.of, read_packages(root)):
+        folder = root / "packages" / name
+        files += [folder / "pyproject.toml", folder / "README.md"]
+        files += [path for path in (folder / "src").rglob("*") if path.is_file() and _in_context(path)]
+    return _digest(root, sorted(files))
+
+
+def _in_context(path: Path) -> bool:
+    return "__pycache__" not in path.parts and not any(part.endswith(".egg-info") for part in path.parts)
+
+
+def _digest(root: Path, files: Iterable[Path]) -> str:
+    whole = hashlib.sha256()
+    for path in files:
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        whole.update(f"{path.relative_to(root).as_posix()}\0{content}\n".encode())
+    return whole.hexdigest()
