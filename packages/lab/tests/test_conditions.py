@@ -15,6 +15,7 @@ from posttrain.lab.conditions import (
     REMEDY,
     check_conditions,
     check_names,
+    moving_data,
     recipe_conditions,
     recorded_conditions,
     stage_conditions,
@@ -363,3 +364,18 @@ def test_long_values_are_cut_where_people_read_them():
     with pytest.raises(RequestError) as refused:
         check_conditions({"data.sft": {"rows": list(range(100))}}, {"dpo": {"data.sft": "x"}})
     assert "…; train it on the same rows" in str(refused.value)
+
+
+def test_data_of_the_hub_without_a_commit_are_told_with_the_one_they_are_taken_at():
+    one, other = "1" * 40, "2" * 40
+    sets = ["data.sft={path: a/b}", f"data.prompts={{path: c/d, revision: '{other}'}}"]
+    recipe = load_recipe("nano", [*sets, "data.validation={path: e/f, revision: main}"])
+    at = {"sft": {"revision": one}, "prompts": {"revision": other}, "validation": {"revision": one}, "pairs": None}
+    conditions = {f"data.{name}": described for name, described in at.items()}
+    conditions |= {"base.revision": one, "data.measured": {"path": "nano"}, "data.preference_prompts": {"digest": one}}
+    assert moving_data(recipe, conditions) == [
+        f"data.sft: a/b has no fixed commit and is taken at {one}; set data.sft.revision to that to compare on the same "
+        "rows another day",
+        f"data.validation: e/f has no fixed commit and is taken at {one}; set data.validation.revision to that to "
+        "compare on the same rows another day",
+    ]

@@ -93,6 +93,24 @@ def test_dry_run_without_the_model_still_says_what_it_will_take(tmp_path, capsys
     assert "note: model 'Qwen/Qwen2.5-0.5B' is not a folder here" in said.err
 
 
+def test_dry_run_of_a_comparison_says_what_a_seed_of_all_its_arms_will_take(tmp_path, capsys, monkeypatch):
+    def away(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", away)
+    asked = ["compare", "--methods", "dpo,simpo", "--recipe", "gsm8k", "--runs", str(tmp_path / "runs")]
+    assert command([*asked, "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["tasks"], found["seconds"]) == ([], None)
+    assert "could not be had from the Hub (no network)" in found["model_not_here"]
+    assert [stage["stage"] for stage in found["forecast"]["stages"]] == ["sft", "dpo", "simpo"]
+    assert command([*asked, "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert "Memory in GiB, of 22.0" in said.out
+    assert "note: model 'Qwen/Qwen2.5-0.5B' is not a folder here" in said.err
+    assert command(asked) == 2
+
+
 def test_dry_run_of_a_model_of_another_family_goes_without_a_forecast(tmp_path, capsys, monkeypatch):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     asked = ["train", "dpo", "--recipe", "gsm8k", "--dry-run", "--json", "--runs", str(tmp_path / "runs")]

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -70,17 +70,20 @@ def compare(
     from posttrain.lab.arms import refuse_unheeded
     from posttrain.lab.collect import entries_of
     from posttrain.lab.comparison import (
+        compared_arms,
         external_entries,
         plan_comparison,
         plans_without,
         refuse_unlike,
         write_comparison,
     )
+    from posttrain.lab.conditions import moving_data
     from posttrain.lab.elapsed import finished_work, recorded_run
     from posttrain.lab.estimates import seconds_by_work
     from posttrain.lab.jobs import jobs_and_threads, run_jobs
     from posttrain.lab.judge_matches import matches_done, refuse_unjudgeable
-    from posttrain.lab.models import refuse_unpinned
+    from posttrain.lab.models import ModelNotHere, refuse_unpinned
+    from posttrain.lab.plan_command import forecast_on_its_card
     from posttrain.lab.published_tables import published_beside
     from posttrain.lab.recipe import load_recipe
     from posttrain.lab.schedule import TasksFailed
@@ -96,19 +99,27 @@ def compare(
     jobs, threads = jobs_and_threads(loaded, jobs, root)
     given.append(f"threads={threads}")
     loaded = load_recipe(recipe, given)
-    plans = plan_comparison(loaded, methods, seeds, root)
+    said = forecast_on_its_card(loaded, compared_arms(loaded, methods)) if dry_run else {}
+    try:
+        plans = plan_comparison(loaded, methods, seeds, root)
+    except ModelNotHere as error:
+        if not said:
+            raise
+        _show([], {}, jobs, as_json, None, said | {"model_not_here": str(error)})
+        return
     refuse_unheeded(loaded, [plan.method for plan in plans], given)
     published = published_beside(Path("results"), loaded.evaluation.columns()) if with_published else []
     if judge:
         refuse_unjudgeable(plans)
     more = external_entries(rows or [], plans, root)
-    refuse_unlike(plans, more, allowed or [])
+    for sentence in moving_data(loaded, refuse_unlike(plans, more, allowed or [])):
+        print(f"warning: {sentence}", file=sys.stderr)
     tasks = tasks_of(plans)
     tasks += joining_tasks([joined for entry in more for joined in entry.runs])
     estimate = seconds_by_work(root, loaded)
     if dry_run:
         runs_of_rows = [run for entry in (*entries_of(plans), *more) for run in entry.runs]
-        _show(tasks, estimate, jobs, as_json, matches_done(runs_of_rows) if judge else None)
+        _show(tasks, estimate, jobs, as_json, matches_done(runs_of_rows) if judge else None, said)
         return
     folder = root / loaded.name
     command = compare_command(plans, recipe, overrides, rows, allowed, budget)
@@ -132,12 +143,19 @@ def compare(
 
 
 def _show(
-    tasks: "Sequence[Task]", estimate: dict[str, float], jobs: int, as_json: bool, matches: tuple[int, int] | None
+    tasks: "Sequence[Task]",
+    estimate: dict[str, float],
+    jobs: int,
+    as_json: bool,
+    matches: tuple[int, int] | None,
+    said: dict[str, Any],
 ) -> None:
-    """`matches`: how many are judged, of how many; None where nothing is to be judged."""
+    """`matches`: how many are judged, of how many; None where nothing is to be judged. `said`: the forecast of a seed
+    on the recipe's card, or why there is none; without the base there is nothing else."""
+    from posttrain.lab.plan_command import show_notes
     from posttrain.lab.schedule import clock, seconds_left, seconds_of
 
-    left = seconds_left(tasks, estimate, jobs)
+    left = seconds_left(tasks, estimate, jobs) if tasks else None
     if as_json:
         shown = [
             {
@@ -152,7 +170,10 @@ def _show(
             for task in tasks
         ]
         judging = {"judge": dict(zip(("judged", "matches"), matches, strict=True))} if matches else {}
-        print(json.dumps({"tasks": shown, "jobs": jobs, "seconds": left, **judging}))
+        print(json.dumps({"tasks": shown, "jobs": jobs, "seconds": left, **judging, **said}))
+        return
+    if not tasks:
+        show_notes(said)
         return
     for task in tasks:
         state = "finished" if task.finished else "unfinished" if task.run.state.exists() else "new"
@@ -166,6 +187,7 @@ def _show(
     print(total)
     if matches:
         print(f"{matches[1] - matches[0]} of {matches[1]} matches against sft to judge")
+    show_notes(said)
 
 
 def _print(

@@ -13,6 +13,7 @@ from posttrain.lab.cells import as_json
 from posttrain.lab.collect import Entry, collect_table, entries_of
 from posttrain.lab.comparison_options import judging_command
 from posttrain.lab.conditions import (
+    Conditions,
     check_conditions,
     check_names,
     planned_conditions,
@@ -54,8 +55,8 @@ class Written:
     """What comparison.json holds."""
 
 
-def plan_comparison(recipe: Recipe, methods: str | None, seeds: str, root: Path) -> list[Plan]:
-    """The plans of all arms and seeds; RequestError for an unknown arm or one that makes no policy."""
+def compared_arms(recipe: Recipe, methods: str | None) -> list[str]:
+    """The arms that `--methods` means; RequestError for an unknown one or one that makes no policy."""
     if methods is None:
         names = list(recipe.compared())
     elif methods == ALL:
@@ -67,14 +68,20 @@ def plan_comparison(recipe: Recipe, methods: str | None, seeds: str, root: Path)
     for name in names:
         if recipe.arm(name).described.makes not in ("policy", "choice"):
             raise RequestError(f"--methods {name}: it makes no policy that could stand in a table; leave it out")
+    return names
+
+
+def plan_comparison(recipe: Recipe, methods: str | None, seeds: str, root: Path) -> list[Plan]:
+    """The plans of all arms and seeds; RequestError as of `compared_arms`, ModelNotHere without the base."""
+    names = compared_arms(recipe, methods)
     external = external_rewards()
     numbers = parse_seeds(seeds)
     return [plan_training(recipe, name, seed, root, external, True) for seed in numbers for name in names]
 
 
-def refuse_unlike(plans: Sequence[Plan], more: Sequence[Entry], allowed: Collection[str]) -> None:
-    """Before anything is trained: RequestError where a row that is there was made under other conditions, or one that
-    is not there yet would train another adapter."""
+def refuse_unlike(plans: Sequence[Plan], more: Sequence[Entry], allowed: Collection[str]) -> Conditions:
+    """The conditions that all rows share, before anything is trained: RequestError where a row that is there was made
+    under others, or one that is not there yet would train another adapter."""
     check_names(allowed)
     seeds = sorted({plan.seed for plan in plans})
     expected = recipe_conditions(plans, seeds)
@@ -88,6 +95,7 @@ def refuse_unlike(plans: Sequence[Plan], more: Sequence[Entry], allowed: Collect
     for entry in more:
         for row, _ in entry.runs:
             check_conditions(expected, {entry.name: recorded_conditions(row, entry.seeds)}, allowed)
+    return expected
 
 
 def external_entries(fingerprints: Sequence[str], plans: Sequence[Plan], root: Path) -> list[Entry]:

@@ -20,6 +20,7 @@ from posttrain.data.tokenizer import load_tokenizer
 from posttrain.lab.arms import LEARNED, PAIRS, Arm
 from posttrain.lab.evaluations import POSED, SETTINGS_FILE, evaluation_settings, standard
 from posttrain.lab.plan import BASE, REFERENCE, Plan, Row, Stage
+from posttrain.lab.recipe import Recipe
 from posttrain.trainers.model_settings import Adapter
 
 Conditions = Mapping[str, Any]
@@ -83,6 +84,21 @@ def recipe_conditions(plans: Sequence[Plan], seeds: Sequence[int]) -> Conditions
         **{f"data.{name}": describe_source(source) if source else None for name, source in sources.items()},
         **{name: value for plan in plans for name, value in _plan_made_from(plan).items()},
     }
+
+
+def moving_data(recipe: Recipe, conditions: Conditions) -> list[str]:
+    """A sentence for each of the recipe's data sets on the Hub without a commit, with the one that it is taken at now:
+    another day's comparison would be of other rows, which its config hashes then say."""
+    told = []
+    for field, described in conditions.items():
+        group, _, name = field.partition(".")
+        source = getattr(recipe.data, name) if group == "data" else None
+        if source is not None and "revision" in (described or {}) and described["revision"] != source.revision:
+            told.append(
+                f"data.{name}: {source.path} has no fixed commit and is taken at {described['revision']}; set "
+                f"data.{name}.revision to that to compare on the same rows another day"
+            )
+    return told
 
 
 def _evaluation_conditions(settings: Mapping[str, Any]) -> Conditions:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -81,6 +82,29 @@ def forecast_recipe(recipe: "Recipe", methods: list[str], gpu: str, price: float
         "currency": recipe.price.currency if recipe.price else None,
         "about": ABOUT,
     }
+
+
+def forecast_on_its_card(recipe: "Recipe", methods: list[str]) -> dict[str, Any]:
+    """For a dry run: `forecast` on the card that the recipe names, or `no_forecast`, why there is none; empty where the
+    recipe names no card."""
+    from posttrain.lab.model_shapes import ShapeNotKnown
+
+    if not recipe.gpu:
+        return {}
+    try:
+        return {"forecast": forecast_recipe(recipe, methods, recipe.gpu)}
+    except ShapeNotKnown as error:
+        return {"no_forecast": str(error)}
+
+
+def show_notes(said: dict[str, Any]) -> None:
+    """What a dry run could not find out, on standard error, and its forecast."""
+    if said.get("model_not_here"):
+        print(f"note: {said['model_not_here']}", file=sys.stderr)
+    if said.get("no_forecast"):
+        print(f"note: no forecast: {said['no_forecast']}", file=sys.stderr)
+    if said.get("forecast"):
+        show_forecast(said["forecast"])
 
 
 def _plain(

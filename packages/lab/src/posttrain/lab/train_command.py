@@ -66,38 +66,26 @@ def _dry_run(recipe: "Recipe", method: str, seed: int, runs: Path, as_json: bool
     """The stages with what is finished and, for a recipe that names its card, what they take there. A base that cannot
     be had leaves the stages' names, one whose shape is not known no forecast; each with the reason."""
     from posttrain.lab.graph import plan_training
-    from posttrain.lab.model_shapes import ShapeNotKnown
     from posttrain.lab.models import ModelNotHere
-    from posttrain.lab.plan_command import forecast_recipe, show_forecast
+    from posttrain.lab.plan_command import forecast_on_its_card, show_notes
     from posttrain.lab.services import external_rewards
     from posttrain.lab.stage_walk import needed_stages
 
-    found = not_here = not_known = None
-    if recipe.gpu:
-        try:
-            found = forecast_recipe(recipe, [method], recipe.gpu)
-        except ShapeNotKnown as error:
-            not_known = str(error)
+    said = forecast_on_its_card(recipe, [method])
     stages = [{"stage": stage.method} for stage in needed_stages(recipe, [method])]
     try:
         stages = _stages(plan_training(recipe, method, seed, runs, external_rewards()))
     except ModelNotHere as error:
-        not_here = str(error)
+        said["model_not_here"] = str(error)
     if as_json:
         described = {"recipe": recipe.name, "method": method, "seed": seed, "stages": stages}
-        more = {"forecast": found, "model_not_here": not_here, "no_forecast": not_known}
-        print(json.dumps(described | {name: value for name, value in more.items() if value}))
+        print(json.dumps(described | said))
         return
     for stage in stages:
         known = "fingerprint" in stage
         rest = f"{stage['fingerprint']}  {stage['state']:10} {stage['directory']}" if known else "not identified yet"
         print(f"{stage['stage']:12} {rest}")
-    if not_here:
-        print(f"note: {not_here}", file=sys.stderr)
-    if not_known:
-        print(f"note: no forecast: {not_known}", file=sys.stderr)
-    if found:
-        show_forecast(found)
+    show_notes(said)
 
 
 def _stages(plan: "Plan") -> list[dict[str, str]]:
