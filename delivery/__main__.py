@@ -4,11 +4,13 @@ import typer
 
 from benchmarks.commands import run_command
 from delivery.images import images
+from delivery.pipeline import pipeline
 from delivery.sizes import sizes
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(images)
 app.command()(sizes)
+app.command()(pipeline)
 
 if __name__ == "__main__":
     run_command(app)

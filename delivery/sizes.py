@@ -83,12 +83,13 @@ def beyond(measured: dict[str, int]) -> list[str]:
 
 
 def store(measured: dict[str, dict[str, Any]], path: Path) -> None:
-    """Writes the record; images that were not measured now stay in it."""
-    earlier = read_json(path)["images"] if path.exists() else {}
+    """Writes the part `images` of the record; images that were not measured now stay in it, and so do other parts."""
+    record = read_json(path) if path.exists() else {}
+    earlier = record.get("images", {})
     kind = {key: value for key, value in machine().items() if key not in ("packages", "threads")}
     images = {name: entry for name, entry in {**earlier, **measured}.items() if name in TARGETS}
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    atomic_write_json(path, {"when": when, "machine": kind, "images": images})
+    atomic_write_json(path, {**record, "when": when, "machine": kind, "images": images})
 
 
 def size_table(measured: dict[str, dict[str, Any]]) -> Table:
