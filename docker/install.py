@@ -23,7 +23,7 @@ PINS, VLLM_PINS = HERE / "constraints.txt", HERE / "constraints-vllm.txt"
 
 def pip(*arguments: str) -> None:
     """One `pip install` into the environment; ends this program as pip ends where it fails."""
-    command = ["pip", "--python", str(ENVIRONMENT / "bin" / "python"), "install", "--no-cache-dir", "--no-compile"]
+    command = [str(ENVIRONMENT / "bin" / "python"), str(HERE / "pip"), "install", "--no-cache-dir", "--no-compile"]
     command += ["--disable-pip-version-check", "--root-user-action=ignore", "--progress-bar=off", *arguments]
     status = subprocess.run(command, check=False).returncode
     if status:

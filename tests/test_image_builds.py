@@ -1,0 +1,121 @@
+"""The engine that is found, the command that it is given, and what is made of an image's size; no engine is needed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from delivery import images
+from delivery.engines import Engine, find_engine
+from delivery.sizes import COUNT, beyond, store
+from delivery.targets import TARGETS
+from posttrain.core.errors import RequestError, WorkError
+
+
+def there(*names: str):
+    return lambda command: command[0] in names
+
+
+def test_docker_comes_first_and_a_tool_before_podman(tmp_path):
+    tool = tmp_path / "shared" / "tools" / "container"
+    tool.parent.mkdir(parents=True)
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+    everything = there("docker", "podman", "buildah")
+    assert find_engine("", {}, everything, tmp_path).name == "docker"
+    assert find_engine("", {}, there("podman"), tmp_path) == find_engine("tool", {}, there(), tmp_path)
+    assert find_engine("", {}, there("podman", "buildah"), tmp_path / "elsewhere").name == "podman"
+    assert find_engine("", {}, there("buildah"), tmp_path / "elsewhere").name == "buildah"
+    assert find_engine("podman", {}, everything, tmp_path).name == "podman"
+
+
+def test_the_tool_that_the_environment_names_is_taken_and_shares_layers(tmp_path):
+    tool = tmp_path / "mine"
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+    found = find_engine("", {"POSTTRAIN_CONTAINER_TOOL": str(tool)}, there(), tmp_path)
+    assert (found.build, found.run) == ((str(tool), "build"), (str(tool), "run"))
+    assert found.environment == {"LAYERS": "true"}
+
+
+def test_a_machine_without_an_engine_is_told_what_was_tried(tmp_path):
+    with pytest.raises(RequestError) as refused:
+        find_engine("", {}, there(), tmp_path)
+    assert str(refused.value) == (
+        "images need a container engine: no Docker daemon answers, POSTTRAIN_CONTAINER_TOOL names no program, podman is "
+        "not there, buildah is not there; install Docker, podman or buildah"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "environment", "line"),
+    [
+        ("dokcer", {}, r"unknown engine 'dokcer' \(did you mean 'docker'\?\)"),
+        ("", {"POSTTRAIN_CONTAINER_TOOL": "/nowhere/at/all"}, "POSTTRAIN_CONTAINER_TOOL=/nowhere/at/all is no program"),
+        ("podman", {}, "images need a container engine: podman is not there; .*"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_a_line(tmp_path, wanted, environment, line):
+    with pytest.raises(RequestError, match=line):
+        find_engine(wanted, environment, there(), tmp_path)
+
+
+def test_a_build_is_given_names_digests_and_the_indexes_of_the_environment():
+    engine = Engine("docker", ("docker", "build"))
+    index = {"PIP_EXTRA_INDEX_URL": "file:///wheels", "PIP_INDEX_URL": "", "HOME": "/root"}
+    command = images.build_command(TARGETS["rollout"], engine, "cpu", index, "0123abc+")
+    assert command[:2] == ["docker", "build"]
+    assert command[command.index("--target") + 1] == "rollout"
+    values = dict(word.split("=", 1) for before, word in zip(command, command[1:], strict=False) if before == "--build-arg")
+    assert values["PIP_EXTRA_INDEX_URL"] == "file:///wheels"
+    assert "PIP_INDEX_URL" not in values
+    assert (values["ACCELERATOR"], values["GIT_COMMIT"]) == ("cpu", "0123abc+")
+    assert len(values["PINS"]) == len(values["SOURCES"]) == 64
+    names = [word for before, word in zip(command, command[1:], strict=False) if before == "--tag"]
+    assert names == [f"posttrain/rollout:{values['VERSION']}", "posttrain/rollout:latest"]
+
+
+def test_a_failed_build_is_an_error_and_leaves_no_note(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "BUILT", tmp_path)
+    with pytest.raises(WorkError, match=r"building the image data failed \(exit status 3\)"):
+        images.build_image(TARGETS["data"], Engine("tool", ("sh", "-c", "exit 3")))
+    assert images.built(TARGETS["data"]) is None
+
+
+def test_a_build_whose_layers_were_there_keeps_the_time_of_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "BUILT", tmp_path)
+    slow, quick = (Engine("tool", ("sh", "-c", f"sleep {seconds}")) for seconds in (0.3, 0))
+    images.build_image(TARGETS["data"], slow)
+    first = images.built(TARGETS["data"])
+    images.build_image(TARGETS["data"], quick)
+    assert images.built(TARGETS["data"]) == first
+    assert first["seconds"] >= 0.3
+    images.build_image(TARGETS["data"], Engine("docker", ("true",)))
+    assert images.built(TARGETS["data"])["seconds"] < 0.3
+
+
+def test_an_image_beyond_its_limit_is_named_with_both_numbers():
+    limit = TARGETS["data"].limit
+    assert beyond({"data": limit, "lab": 1}) == []
+    (line,) = beyond({"data": limit + 1_000_000})
+    assert line.startswith(f"the image data has {limit / 1e6 + 1:.0f} MB, and {limit / 1e6:.0f} are its limit")
+
+
+def test_measuring_some_images_leaves_the_others_in_the_record(tmp_path):
+    record = tmp_path / "images.json"
+    store({"data": {"bytes": 1}, "lab": {"bytes": 2}}, record)
+    store({"lab": {"bytes": 3}}, record)
+    assert json.loads(record.read_text())["images"] == {"data": {"bytes": 1}, "lab": {"bytes": 3}}
+
+
+def test_a_file_of_two_names_counts_once_and_links_do_not(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a").write_bytes(b"x" * 1000)
+    (tmp_path / "b").hardlink_to(tmp_path / "folder" / "a")
+    (tmp_path / "c").symlink_to(tmp_path / "b")
+    (tmp_path / "d").write_bytes(b"x" * 24)
+    program = COUNT.replace('"/"', repr(str(tmp_path)))
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
+    counted = json.loads(done.stdout)
+    assert (counted["bytes"], counted["files"]) == (1024, 2)
