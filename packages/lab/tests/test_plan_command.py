@@ -135,6 +135,14 @@ def test_ppo_has_a_critic_a_reference_and_two_services_and_an_adapter_shares_the
                                                             "up_proj", "down_proj"))  # fmt: skip
 
 
+def test_the_policy_service_of_a_bf16_recipe_takes_half_and_the_reward_service_what_it_did():
+    fp32, bf16 = (planned(recipe(f"precision={each}"), "ppo").memory for each in ("fp32", "bf16"))
+    for part in ("policy service: weights", "policy service: KV cache"):
+        assert 2 * bf16[part] == fp32[part]
+    assert bf16["policy service: weights"] == 2 * QWEN.parameters
+    assert bf16["reward service: weights"] == fp32["reward service: weights"]
+
+
 def test_verifier_needs_no_reward_model_beside_it():
     parts = planned(recipe("reward=verifier"), "ppo").memory
     assert "reward service: weights" not in parts

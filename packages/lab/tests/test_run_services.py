@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from posttrain.lab import run_services as module
+from posttrain.lab.pipeline import run_services
+from posttrain.lab.recipe import load_recipe
 from posttrain.lab.run_services import Lent, RunServices
 
 PIDS = {"policy": 11, "reward": 12}
@@ -61,6 +63,23 @@ def test_the_policy_service_is_started_anew_for_an_adapter_of_another_checkpoint
         services.policy(second, adapter=True)
         assert services.lend(second, False, None, adapter=True).policy == "http://policy"
     assert started == ["policy", "policy"]
+
+
+@pytest.mark.parametrize(("precision", "said"), [("fp32", []), ("bf16", ["--set", "dtype=bfloat16"])])
+def test_the_policy_service_computes_in_what_the_recipe_trains_in(tmp_path, started, monkeypatch, precision, said):
+    monkeypatch.delenv("POLICY_URL", raising=False)
+    asked: list[list[str]] = []
+
+    class Noting(module.SupervisedService):
+        def __init__(self, name: str, arguments: list[str], *more: Any) -> None:
+            asked.append(arguments)
+            super().__init__(name, arguments, *more)
+
+    monkeypatch.setattr(module, "SupervisedService", Noting)
+    plan: Any = SimpleNamespace(recipe=load_recipe("nano", [f"precision={precision}", "threads=null"]))
+    with run_services(plan, tmp_path) as services:
+        services.policy(tmp_path / "sft")
+    assert asked == [["policy", str(tmp_path / "sft"), "--engine", "auto", *said]]
 
 
 def test_services_of_others_are_lent_without_their_processes(tmp_path, started):

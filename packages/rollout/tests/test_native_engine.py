@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Qwen2ForCausalLM
 
 from posttrain.core.errors import RequestError
 from posttrain.data import nano
-from posttrain.rollout.load import load_engine
+from posttrain.rollout.load import dtype_on, load_engine
 from posttrain.rollout.native import build, kernel
 from posttrain.rollout.native.build import NoKernel
 from posttrain.rollout.native.families import NotCovered
@@ -197,6 +197,15 @@ def test_both_engines_draw_the_same_tokens_on_nano(native_engine):
     pairs = [(x, y) for one, other in zip(a, b, strict=True) for x, y in zip(one, other, strict=True)]
     # A draw may fall on the border between two tokens, where the last digits decide.
     assert sum(x.token_ids == y.token_ids for x, y in pairs) >= len(pairs) - 1
+
+
+def test_bfloat16_is_for_a_gpu_and_a_cpu_says_that_it_computes_in_float32(caplog):
+    assert dtype_on("cuda", "bfloat16") == torch.bfloat16
+    assert dtype_on("cuda", "float32") == torch.float32
+    assert dtype_on("cuda", "auto") is None
+    engine = load_engine(nano.BASE, dtype="bfloat16")
+    assert engine.model.dtype == torch.float32
+    assert "on a CPU every engine computes in float32" in caplog.text
 
 
 def test_unknown_family_falls_back_to_the_plain_engine_and_says_so(tmp_path, native_engine, caplog):

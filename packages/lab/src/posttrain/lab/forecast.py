@@ -11,6 +11,7 @@ from typing import Any
 
 from posttrain.lab.gpus import Gpu
 from posttrain.lab.memory_model import (
+    BF16,
     CONTEXT,
     FP32,
     FRAGMENTATION,
@@ -173,7 +174,7 @@ def _offline_micro_batch(
 
 
 def _services(recipe: Recipe, shape: ModelShape, gpu: Gpu, stage: NeededStage) -> dict[str, int]:
-    """The processes beside the trainer, in fp32 as merged checkpoints are."""
+    """The processes beside the trainer: the policy in the recipe's precision, a reward model in fp32, as it is saved."""
     memory: dict[str, int] = {}
     sampled = _sampled(recipe, stage)
     if sampled:
@@ -182,8 +183,9 @@ def _services(recipe: Recipe, shape: ModelShape, gpu: Gpu, stage: NeededStage) -
             memory["policy service (vllm.memory_share)"] = round(recipe.vllm.memory_share * gpu.memory)
         else:
             at_once = min(sequences, MAX_BATCH)
-            memory["policy service: weights"] = FP32 * shape.parameters
-            memory["policy service: KV cache"] = kv_cache_bytes(shape, at_once * (prompt + completion))
+            width = _served_width(recipe)
+            memory["policy service: weights"] = width * shape.parameters
+            memory["policy service: KV cache"] = kv_cache_bytes(shape, at_once * (prompt + completion), width)
             memory["CUDA context, policy service"] = CONTEXT
     if stage.learned_reward:
         memory["reward service: weights"] = FP32 * shape.body_parameters
@@ -284,4 +286,9 @@ def _lengths(expected: Expected, sampled: tuple[int, int, int]) -> tuple[int, in
 
 def _decode(recipe: Recipe, shape: ModelShape, gpu: Gpu, sequences: int, prompt: int, completion: int) -> float:
     launch = 0.0 if recipe.engine == "vllm" else LAUNCH
-    return decode_seconds(shape, gpu, sequences, prompt, completion, MAX_BATCH, FP32, launch)
+    return decode_seconds(shape, gpu, sequences, prompt, completion, MAX_BATCH, _served_width(recipe), launch)
+
+
+def _served_width(recipe: Recipe) -> int:
+    """Bytes of a number of what the policy service computes in."""
+    return BF16 if recipe.precision == "bf16" else FP32

@@ -66,6 +66,8 @@ def run_services(plan: Plan, logs: Path) -> RunServices:
         service_url("reward"),
         recipe.engine,
         recipe.vllm,
+        # What is trained in bf16 is saved in fp32, which the policy service would compute in: twice the time.
+        "bfloat16" if recipe.precision == "bf16" else "auto",
     )
 
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from posttrain.core.clients import PolicyClient, RewardClient
 from posttrain.core.stock_vllm import StockVllm, connect_policy
 from posttrain.core.supervised import VLLM_READY_SECONDS, SupervisedService, vllm_python
-from posttrain.rollout.settings import EngineKind, VllmSettings
+from posttrain.rollout.settings import Dtype, EngineKind, VllmSettings
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,10 @@ class RunServices:
         reward_url: str | None = None,
         engine: EngineKind = "auto",
         vllm: VllmSettings = VllmSettings(),
+        dtype: Dtype = "auto",
     ) -> None:
         self._logs, self._sources = logs, sources
-        self._engine, self._vllm = engine, vllm
+        self._engine, self._vllm, self._dtype = engine, vllm, dtype
         self._threads = ["--threads", str(threads)] if threads else []
         self._policy_url, self._reward_url = policy_url, reward_url
         self._own: dict[str, SupervisedService] = {}
@@ -98,6 +99,8 @@ class RunServices:
     def _start_policy(self, checkpoint: Path) -> str:
         self._started_with = checkpoint
         arguments = [str(checkpoint), "--engine", self._engine]
+        if self._dtype != "auto":
+            arguments += ["--set", f"dtype={self._dtype}"]
         if self._engine != "vllm":
             return self._start("policy", arguments, self._policy_stack)
         for name, value in self._vllm.model_dump().items():

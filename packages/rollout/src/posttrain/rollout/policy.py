@@ -57,9 +57,18 @@ class Policy:
         if settings.engine == "vllm":
             from posttrain.rollout.vllm_load import load_vllm_engine
 
-            engine = load_vllm_engine(settings.checkpoint, ends, settings.max_batch, digest, settings.vllm)
+            engine = load_vllm_engine(
+                settings.checkpoint, ends, settings.max_batch, digest, settings.vllm, settings.dtype
+            )
         else:
-            engine = load_engine(settings.checkpoint, ends, settings.max_batch, digest=digest, kind=settings.engine)
+            engine = load_engine(
+                settings.checkpoint,
+                ends,
+                settings.max_batch,
+                digest=digest,
+                kind=settings.engine,
+                dtype=settings.dtype,
+            )
         # Read again when the first adapter comes: without adapters nothing needs the base beside the current weights.
         return cls(engine, tokenizer, settings, partial(checkpoint_weights, settings.checkpoint, engine.model.dtype))
 

@@ -17,6 +17,7 @@ from posttrain.core.errors import RequestError
 ENVIRONMENT = "POSTTRAIN_POLICY"
 
 EngineKind = Literal["auto", "native", "torch", "vllm"]
+Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 class VllmSettings(Settings):
@@ -37,6 +38,9 @@ class PolicyServiceSettings(Settings):
     engine: EngineKind = "auto"
     """What generates. `auto`: the best of posttrain's own, `native` (C++ on a CPU, known architectures) or `torch` (any
     model's own modules); `vllm`: vLLM, whose environment the service then runs in."""
+    dtype: Dtype = "auto"
+    """What a GPU computes in, `auto` being what the checkpoint is saved in: float32, half as fast, for one that was
+    trained here. On a CPU every engine computes in float32, and says in the log that it was asked for another."""
     vllm: VllmSettings = VllmSettings()
     """For `engine: vllm`."""
     name: str = Field(default="policy", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")

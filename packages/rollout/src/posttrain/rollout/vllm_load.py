@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from posttrain.core.errors import RequestError
 from posttrain.rollout.engine import MAX_BATCH, context_length
-from posttrain.rollout.load import generation_eos_ids
-from posttrain.rollout.settings import VllmSettings
+from posttrain.rollout.load import dtype_on, generation_eos_ids
+from posttrain.rollout.settings import Dtype, VllmSettings
 from posttrain.rollout.vllm_engine import VllmEngine
 from posttrain.rollout.vllm_environment import refuse_without_vllm
 
@@ -32,6 +32,7 @@ def load_vllm_engine(
     max_batch: int = MAX_BATCH,
     digest: str = "",
     settings: VllmSettings | None = None,
+    dtype: Dtype = "auto",
 ) -> VllmEngine:
     """The engine of a checkpoint; `eos_ids` come on top of those of its generation config.
 
@@ -49,8 +50,8 @@ def load_vllm_engine(
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    model = _shell(checkpoint, torch.float32 if on_cpu else None)
-    options: dict[str, Any] = {"gpu_memory_utilization": settings.memory_share}
+    model = _shell(checkpoint, dtype_on("cpu" if on_cpu else "cuda", dtype))
+    options: dict[str, Any] = {"gpu_memory_utilization": settings.memory_share, "dtype": dtype}
     if on_cpu:
         options = {
             "kv_cache_memory_bytes": CPU_CACHE_BYTES,
