@@ -20,6 +20,7 @@ from posttrain.core.clients import Completion, PolicyClient, StaleVersion, error
 from posttrain.core.errors import RequestError, WorkError
 from posttrain.core.hashing import digest_file
 from posttrain.core.seeds import derive_seed
+from posttrain.core.weights_folder import WeightsFolder, remove_stale_folders
 from posttrain.core.wire import CONTRACT_HEADER
 
 REQUESTS_AT_ONCE = 32
@@ -57,8 +58,9 @@ class StockVllm(PolicyClient):
 
     def __init__(self, url: str, api_key: str | None = None, *, model: str, **options: float) -> None:
         super().__init__(url, api_key, model=model, **options)
+        remove_stale_folders()
         self._labels: dict[int, str] = {}
-        self._adapter: tuple[str, tempfile.TemporaryDirectory[str]] | None = None
+        self._adapter: tuple[str, WeightsFolder] | None = None
 
     def complete(
         self,
@@ -131,7 +133,7 @@ class StockVllm(PolicyClient):
     def _reload(self, weights: Path, label: str) -> None:
         if self._held() == BROKEN:
             raise WorkError(f"{self.url} failed to load weights before and is not sound since; restart it")
-        with _readable_folder() as folder:
+        with WeightsFolder() as folder:
             shutil.copyfile(weights, Path(folder) / "model.safetensors")
             self._post("/pause?mode=wait")
             try:
@@ -151,7 +153,7 @@ class StockVllm(PolicyClient):
                 self._post("/resume")
 
     def _load_adapter(self, weights: Path, config: str, name: str) -> None:
-        folder = _readable_folder()
+        folder = WeightsFolder()
         shutil.copyfile(weights, Path(folder.name) / "adapter_model.safetensors")
         (Path(folder.name) / ADAPTER_CONFIG).write_text(config)
         body = {"lora_name": name, "lora_path": folder.name, "load_inplace": True}
@@ -219,13 +221,6 @@ def _header(weights: Path) -> dict[str, Any]:
     with weights.open("rb") as file:
         header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return header
-
-
-def _readable_folder() -> tempfile.TemporaryDirectory[str]:
-    """A temporary folder that a server under another account can read too."""
-    folder = tempfile.TemporaryDirectory(prefix="posttrain-weights-")
-    Path(folder.name).chmod(0o755)
-    return folder
 
 
 def _on_cpu(config: dict[str, Any]) -> bool:
