@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client import generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from starlette.testclient import TestClient
 
 from posttrain.core.asgi import ResponseTimeout, ServiceMiddleware
@@ -19,6 +19,7 @@ from posttrain.reward_model.functions import FunctionLimits
 from posttrain.reward_model.scoring import Scoring
 from posttrain.reward_model.settings import RewardServiceSettings
 from posttrain.reward_model.sources import load_sources
+from posttrain.reward_model.telemetry import SCORES, Distribution
 
 SECRET = "the-text-of-the-item"
 FUNCTIONS = """
@@ -379,6 +380,42 @@ def test_items_that_a_function_is_not_asked_for_in_time_are_failed_items_not_a_l
     assert len(messages) == 20
     assert messages[0] == "it took more than 1 s and was ended"
     assert messages[-1] == "it was not reached before the request's deadline"
+
+
+def test_many_values_at_once_are_the_histogram_of_each_value_alone():
+    values = [-11.0, -10.0, -0.3, 0.0, 0.1, 0.125, 0.2, 1.0, 1.2, 9.0, 10.0, 10.5, 0.2]
+    registries = CollectorRegistry(), CollectorRegistry()
+    together, alone = (Distribution("score", "Scores.", buckets=SCORES, registry=registry) for registry in registries)
+    together.observe_all(values)
+    for value in values:
+        alone.observe(value)
+    samples = [
+        [(one.name, one.labels, one.value) for metric in registry.collect() for one in metric.samples
+         if not one.name.endswith("_created")]
+        for registry in registries
+    ]  # fmt: skip
+    assert samples[0] == samples[1]
+
+
+def test_metrics_tell_how_the_scores_of_each_source_are_distributed(client: TestClient):
+    def counted(bound: str) -> float:
+        found = REGISTRY.get_sample_value("posttrain_reward_score_bucket", {"source": "gsm8k", "le": bound})
+        return found or 0.0
+
+    before = {bound: counted(bound) for bound in ("0.125", "0.25", "1.0", "1.25", "+Inf")}
+    # Right and well formed 1.2, wrong and well formed 0.2, neither 0.
+    items = [item(completion=text) for text in ("#### 4", "#### 5", "#### 5", "five")]
+    client.post("/score", json={"sources": ["gsm8k"], "items": items})
+    risen = {bound: counted(bound) - count for bound, count in before.items()}
+    assert risen == {"0.125": 1, "0.25": 3, "1.0": 3, "1.25": 4, "+Inf": 4}
+    mean = REGISTRY.get_sample_value("posttrain_reward_request_mean_score", {"source": "gsm8k"})
+    assert mean == pytest.approx((1.2 + 0.2 + 0.2 + 0) / 4)
+
+
+def test_an_item_that_a_source_failed_on_is_no_score(client: TestClient):
+    items = [item(completion="fine"), item(completion="infinite")]
+    client.post("/score", json={"sources": ["infinite"], "items": items})
+    assert REGISTRY.get_sample_value("posttrain_reward_request_mean_score", {"source": "infinite"}) == 1.0
 
 
 def test_metrics_count_items_failures_batches_and_waits_without_a_text(client: TestClient, app):

@@ -108,6 +108,8 @@ def _count(answer: ScoreResponse) -> None:
     metrics = telemetry()
     for name in answer.sources:
         metrics.items.labels(name).inc(len(answer.scores))
+        column = [scores[name] for scores in answer.scores]
+        metrics.scored(name, [score for score in column if score is not None])
     for error in answer.errors:
         metrics.failed.labels(error.source).inc()
 

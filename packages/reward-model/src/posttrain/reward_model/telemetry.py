@@ -1,16 +1,33 @@
 """The reward service's Prometheus metrics; BentoML adds its own of HTTP. No text and no client in any label.
 
 Items a second: `rate(posttrain_reward_items_total[1m])`. Occupancy of batches (the share that is not padding):
-`rate(posttrain_reward_batch_tokens_total[1m]) / rate(posttrain_reward_padded_tokens_total[1m])`.
+`rate(posttrain_reward_batch_tokens_total[1m]) / rate(posttrain_reward_padded_tokens_total[1m])`. Median score:
+`histogram_quantile(0.5, sum by (le, source) (rate(posttrain_reward_score_bucket[1m])))`.
 """
 
+import math
+from bisect import bisect_left
+from collections import Counter as Counts
+from collections.abc import Sequence
 from functools import lru_cache
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from posttrain.reward_model.batching import BatchRecord
 
 SECONDS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
+SCORES = (-10, -5, -3, -2, -1, -0.5, -0.25, 0, 0.125, 0.25, 0.5, 0.75, 0.875, 1, 1.25, 1.5, 2, 3, 5, 10)
+"""Upper bounds of a score's bucket: those of verifiers lie from 0 to 1.2, those of reward models on both sides of 0."""
+
+
+class Distribution(Histogram):
+    """A histogram that takes many values at once: one by one, those of a large request took as long as its verifier."""
+
+    def observe_all(self, values: Sequence[float]) -> None:
+        """As `observe` of each value."""
+        for index, count in Counts(bisect_left(self._upper_bounds, value) for value in values).items():
+            self._buckets[index].inc(count)
+        self._sum.inc(math.fsum(values))
 
 
 class Telemetry:
@@ -29,6 +46,20 @@ class Telemetry:
         self.rows = Histogram(
             "posttrain_reward_batch_rows", "Items of a batch.", ["source"], buckets=[2**power for power in range(13)]
         )
+        self.score = Distribution("posttrain_reward_score", "Scores of items, by source.", ["source"], buckets=SCORES)
+        self.mean_score = Gauge(
+            "posttrain_reward_request_mean_score",
+            "Mean score of the latest request's items, by source.",
+            ["source"],
+            multiprocess_mode="mostrecent",
+        )
+
+    def scored(self, source: str, scores: Sequence[float]) -> None:
+        """Counts what a source gave the items of one request, those left out that it failed on."""
+        if not scores:
+            return
+        self.score.labels(source).observe_all(scores)
+        self.mean_score.labels(source).set(math.fsum(scores) / len(scores))
 
     def batch(self, source: str, record: BatchRecord) -> None:
         """Counts one forward pass of a reward model."""
