@@ -25,12 +25,12 @@ VARIABLE = "POSTTRAIN_PPO_RUN"
 
 
 def pipeline(
-    run: Annotated[Path, typer.Argument(help="Directory of a finished run of posttrain train ppo.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="A finished run of posttrain train ppo.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The record.")] = RECORD,
 ) -> None:
     """Train a run of PPO again as three containers, hold it against the same without containers, record the times."""
     if not (run / "provenance.json").is_file():
-        raise RequestError(f"{run} is no finished run; posttrain train ppo makes one, and posttrain runs list names them")
+        raise RequestError(f"{run} is no finished run; posttrain train ppo makes one, posttrain runs list names them")
     started = stamp()
     command = [sys.executable, "-m", "pytest", "-q", "-s", "-m", "container and slow", "-k", TEST, "tests/containers"]
     done = subprocess.run(

@@ -77,7 +77,7 @@ def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of checkpoints as /models: `policy`, the nano base, and `reward`, the same with a drawn head; beside them
+    """A folder of checkpoints as /models: `policy`, the nano base, and `reward`, the same with a drawn head; and
     functions that score."""
     from posttrain.data.chat import load_tokenizer
     from posttrain.trainers.models import align_special_tokens, load_sequence_classifier, save_checkpoint

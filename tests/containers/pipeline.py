@@ -109,9 +109,11 @@ def contained(
 def uncontained(models: Path, work: Path, settings: Sequence[str]) -> Training:
     """The same with processes of this environment."""
     run = work / "ppo"
+    threads = ["--threads", "1"]
+    arguments = ["policy", f"{models}/policy", "--engine", "native", *threads]
     with (
-        SupervisedService("policy", ["policy", f"{models}/policy", "--engine", "native", "--threads", "1"], work / "policy.log") as p,
-        SupervisedService("reward", ["reward", f"{models}/reward", "--threads", "1"], work / "reward.log") as r,
+        SupervisedService("policy", arguments, work / "policy.log") as p,
+        SupervisedService("reward", ["reward", f"{models}/reward", *threads], work / "reward.log") as r,
     ):
         command = [sys.executable, "-m", "posttrain.core", *stage_words(models, run, (p.url, r.url), settings)]
         began = time.monotonic()

@@ -15,8 +15,9 @@ from tests.containers.driver import Container, ImageConfig, Launch
 
 def connect() -> "SdkDriver | None":
     """A driver, or None where nothing answers."""
-    import docker
     import requests
+
+    import docker
 
     try:
         client = docker.from_env(timeout=300)

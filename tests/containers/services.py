@@ -55,9 +55,7 @@ def scripted_judge(image: str, *arguments: str) -> Launch:
 def _service(image: str, command: tuple[str, ...], models: Path | None) -> Launch:
     port = free_port()
     command = (*command, "--host", "0.0.0.0", "--port", str(port))
-    return Launch(
-        image, command, mounts=(Mount(models, "/models", read_only=True),) if models else (), port=port
-    )
+    return Launch(image, command, mounts=(Mount(models, "/models", read_only=True),) if models else (), port=port)
 
 
 @contextmanager

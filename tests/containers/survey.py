@@ -19,20 +19,27 @@ def files():
             yield from (os.path.join(folder, name) for name in names)
 
 def writable():
-    for folder in ("/", "/etc", "/opt", "/opt/posttrain", sys.prefix, "/usr", "/var", "/root", "/models", "/work", "/tmp"):
-        if os.access(folder, os.W_OK):
-            yield folder
+    folders = "/ /etc /opt /opt/posttrain /usr /usr/local /var /root /models /work /tmp".split()
+    return [folder for folder in folders if os.access(folder, os.W_OK)]
 
+def has(*programs):
+    return [name for name in programs if shutil.which(name)]
+
+def ours(path):
+    return "/site-packages/posttrain/" in path if "/site-packages/" in path else "posttrain" in path
+
+SECRET = (".pem", ".key", ".env", "id_rsa", ".netrc", ".pypirc")
+CACHES = ("/var/lib/apt/lists/", "/var/cache/apt/")
 paths = list(files())
 print(json.dumps({
     "uid": os.getuid(), "gid": os.getgid(), "prefix": sys.prefix, "cwd": os.getcwd(),
     "distributions": {found.metadata["Name"]: found.version for found in distributions()},
-    "writable": list(writable()),
-    "compilers": [name for name in ("gcc", "g++", "cc", "c++", "clang", "ld", "make", "git") if shutil.which(name)],
+    "writable": writable(),
+    "compilers": has("gcc", "g++", "cc", "c++", "clang", "ld", "make", "git"),
     "kernels": sorted(path.name for path in pathlib.Path(os.environ.get("POSTTRAIN_KERNELS") or "/none").glob("*.so")),
-    "ours": [path for path in paths if "/site-packages/posttrain/" in path or "/site-packages/" not in path and "posttrain" in path],
-    "keys": [path for path in paths if path.endswith((".pem", ".key", ".env", "id_rsa", ".netrc", ".pypirc"))],
-    "caches": [path for path in paths if "/.cache/" in path or path.startswith(("/var/lib/apt/lists/", "/var/cache/apt/"))],
+    "ours": [path for path in paths if ours(path)],
+    "keys": [path for path in paths if path.endswith(SECRET)],
+    "caches": [path for path in paths if "/.cache/" in path or path.startswith(CACHES)],
 }))
 """
 
@@ -44,8 +51,8 @@ def pins(constraints: str) -> dict[str, str]:
 
 
 def not_pinned(distributions: Mapping[str, str], pinned: Mapping[str, str]) -> dict[str, str]:
-    """What is installed otherwise than pinned, or is not pinned at all; this project's own packages and local suffixes of
-    versions (`+cpu`) aside."""
+    """What is installed otherwise than pinned, or is not pinned at all; this project's own packages and local suffixes
+    of versions (`+cpu`) aside."""
     others = {canonical(name): version.partition("+")[0] for name, version in distributions.items()}
     return {
         name: version
@@ -56,7 +63,8 @@ def not_pinned(distributions: Mapping[str, str], pinned: Mapping[str, str]) -> d
 
 def own(distributions: Mapping[str, str]) -> dict[str, str]:
     """This project's packages among what is installed."""
-    return {canonical(name): version for name, version in distributions.items() if name.startswith("posttrain-")}
+    named = {canonical(name): version for name, version in distributions.items()}
+    return {name: version for name, version in named.items() if name.startswith("posttrain-")}
 
 
 def secrets(environment: Iterable[str]) -> list[str]:
@@ -66,13 +74,13 @@ def secrets(environment: Iterable[str]) -> list[str]:
 
 
 def keys_among(paths: Iterable[str]) -> list[str]:
-    """What looks like a private key or a file of secrets: not the certificates of authorities, which are public, nor what
-    other projects ship for their own tests."""
+    """What looks like a private key or a file of secrets: not the certificates of authorities, which are public, nor
+    what other projects ship for their own tests."""
     public = re.compile(r"^/etc/ssl/certs/|/cacert\.pem$|/site-packages/.*/tests?/")
     return [path for path in paths if not public.search(path)]
 
 
-def tests_among(paths: Iterable[str]) -> list[str]:
+def own_tests(paths: Iterable[str]) -> list[str]:
     """The tests of this project among these paths."""
     return [path for path in paths if re.search(r"/tests?/|/test_[^/]*\.py$|/conftest\.py$", path)]
 

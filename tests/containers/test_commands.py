@@ -56,10 +56,9 @@ def test_the_judge_image_without_a_judge_says_how_to_name_one(driver, image):
 
 def test_the_labs_table_of_containers_is_the_one_without(driver, image, models, work, key_file, tmp_path):
     """`posttrain train ppo` with services of its own elsewhere, from nothing to the table."""
-    with (
-        serving(driver, hardened(keyed(replace(policy(image("rollout"), models), environment=THREADS), key_file))) as p,
-        serving(driver, hardened(keyed(replace(reward(image("reward-model"), models), environment=THREADS), key_file))) as r,
-    ):
+    launches = (policy(image("rollout"), models), reward(image("reward-model"), models))
+    hard = [hardened(keyed(replace(launch, environment=THREADS), key_file)) for launch in launches]
+    with serving(driver, hard[0]) as p, serving(driver, hard[1]) as r:
         urls = {"POLICY_URL": p.inside_url, "REWARD_URL": r.inside_url}
         launch = Launch(image("lab"), TRAIN, environment={**THREADS, **urls}, mounts=(Mount(work, "/work"),))
         ran = run(driver, hardened(keyed(launch, key_file)), 900)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tests.containers.driver import Launch, Mount, Ran
 from tests.containers.sdk_driver import config_of
-from tests.containers.survey import canonical, keys_among, not_pinned, own, pins, secrets, tests_among
+from tests.containers.survey import canonical, keys_among, not_pinned, own, own_tests, pins, secrets
 from tests.containers.tool_driver import arguments
 
 
@@ -40,18 +40,27 @@ def test_an_image_says_nothing_where_its_config_has_null():
 def test_what_is_installed_otherwise_than_pinned_is_named_whatever_way_its_name_is_written():
     pinned = pins("# all\nPyYAML==6.0.3\ntyping_extensions==4.16.0  # why\n\ntorch==2.13.0\n")
     installed = {"pyyaml": "6.0.3", "typing-extensions": "4.15.0", "torch": "2.13.0+cpu", "left.pad": "1"}
-    assert not_pinned(installed | {"posttrain-core": "0.1.0"}, pinned) == {"typing-extensions": "4.15.0", "left-pad": "1"}
+    assert not_pinned(installed | {"posttrain-core": "0.1.0"}, pinned) == {
+        "typing-extensions": "4.15.0",
+        "left-pad": "1",
+    }
     assert own({"posttrain_core": "0.1.0", "numpy": "2"}) == {"posttrain-core": "0.1.0"}
     assert canonical("Ruamel__Yaml.clib") == "ruamel-yaml-clib"
 
 
 def test_secrets_keys_and_tests_are_told_from_what_only_looks_like_them():
-    environment = ["HF_TOKEN=hf_x", "POSTTRAIN_API_KEY=", "POSTTRAIN_API_KEY_FILE=/run/secrets/k", "GPG_KEY=A", "LANG=C"]
+    environment = [
+        "HF_TOKEN=hf_x",
+        "POSTTRAIN_API_KEY=",
+        "POSTTRAIN_API_KEY_FILE=/run/secrets/k",
+        "GPG_KEY=A",
+        "LANG=C",
+    ]
     assert secrets(environment) == ["HF_TOKEN"]
     library = "/opt/posttrain/lib/python3.11/site-packages"
     public = ["/etc/ssl/certs/ca.pem", f"{library}/certifi/cacert.pem", f"{library}/tornado/test/test.key"]
     assert keys_among([*public, "/work/id_rsa", "/root/.env"]) == ["/work/id_rsa", "/root/.env"]
-    assert tests_among([f"{library}/posttrain/core/files.py", f"{library}/posttrain/tests/x.py", "/opt/conftest.py"]) == [
+    assert own_tests([f"{library}/posttrain/core/files.py", f"{library}/posttrain/tests/x.py", "/opt/conftest.py"]) == [
         f"{library}/posttrain/tests/x.py",
         "/opt/conftest.py",
     ]

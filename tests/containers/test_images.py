@@ -8,7 +8,7 @@ from delivery.packages import read_packages
 from delivery.sizes import beyond
 from delivery.targets import ROOT, STOCK, TARGETS, installed_packages, version_of
 from tests.containers.driver import Launch, run
-from tests.containers.survey import keys_among, not_pinned, own, pins, secrets, tests_among
+from tests.containers.survey import keys_among, not_pinned, own, own_tests, pins, secrets
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(900)]
 
@@ -56,7 +56,7 @@ def test_it_holds_no_compiler_secret_cache_or_test(driver, image, survey, target
     assert found["compilers"] == []
     assert found["caches"] == []
     assert keys_among(found["keys"]) == []
-    assert tests_among(found["ours"]) == []
+    assert own_tests(found["ours"]) == []
     assert secrets(driver.config(image(target)).environment) == []
 
 

@@ -1,4 +1,4 @@
-"""PPO in three containers (trainer, policy, reward) is the PPO of three processes, also when one container is killed."""
+"""PPO in three containers (trainer, policy, reward) is the PPO of three processes, also when one is killed."""
 
 import json
 import os

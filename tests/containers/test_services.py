@@ -1,4 +1,4 @@
-"""The services as containers with a read-only root and their key as a secret, asked from outside as clients ask them."""
+"""The services as containers with a read-only root and their key as a secret, asked from outside."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -128,7 +128,7 @@ def test_a_stage_that_is_stopped_says_that_it_resumes_and_does(driver, image, mo
 
 
 def test_the_first_process_reaps_what_others_left(driver, image):
-    """A grandchild whose parent has ended becomes the first process's, and would stay a zombie without one that waits."""
+    """A grandchild whose parent has ended becomes the first process's: a zombie, unless that waits for it."""
     launch = Launch(image("data"), ("-c", ORPHANS), ("tini", "--", "python"))
     assert driver.config(launch.image).entrypoint[:2] == launch.entrypoint[:2]
     ran = run(driver, launch)

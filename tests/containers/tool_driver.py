@@ -87,9 +87,7 @@ class ToolDriver:
         return subprocess.run([*self._podman, "image", "exists", image], check=False).returncode == 0
 
     def config(self, image: str) -> ImageConfig:
-        done = subprocess.run(
-            [*self._podman, "image", "inspect", image], capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([*self._podman, "image", "inspect", image], capture_output=True, text=True, check=True)
         (found,) = json.loads(done.stdout)
         return config_of({"Healthcheck": found.get("HealthCheck"), **found["Config"]})
 
