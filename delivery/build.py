@@ -21,11 +21,24 @@ def build_distributions(package: Package, epoch: int, into: Path) -> list[Path]:
     `epoch` (seconds since 1970) is the time that every file in them bears, so that the clock is not part of them.
     WorkError with the tool's words where it fails or builds anything but these two of this version.
     """
-    command = [sys.executable, "-m", "hatchling", "build", "--directory", str(into), "--target", "sdist", "--target", "wheel"]
+    command = [
+        sys.executable,
+        "-m",
+        "hatchling",
+        "build",
+        "--directory",
+        str(into),
+        "--target",
+        "sdist",
+        "--target",
+        "wheel",
+    ]
     environment = os.environ | {"SOURCE_DATE_EPOCH": str(epoch)}
     done = subprocess.run(command, cwd=package.folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise WorkError(f"building {package.distribution} failed: {' '.join((done.stderr or done.stdout).split())[-500:]}")
+        raise WorkError(
+            f"building {package.distribution} failed: {' '.join((done.stderr or done.stdout).split())[-500:]}"
+        )
     stem = f"{package.distribution.replace('-', '_')}-{package.version}"
     expected = [f"{stem}-py3-none-any.whl", f"{stem}.tar.gz"]
     found = sorted(path.name for path in into.iterdir())

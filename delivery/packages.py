@@ -101,9 +101,12 @@ def _read_package(path: Path) -> Package:
     except tomllib.TOMLDecodeError as error:
         raise RequestError(f"{path} is not TOML: {error}") from None
     except KeyError as error:
-        raise RequestError(f"{path} lacks {error}; its version must lie in one file (tool.hatch.version.path)") from None
+        raise RequestError(
+            f"{path} lacks {error}; its version must lie in one file (tool.hatch.version.path)"
+        ) from None
     version = _VERSION.search(file.read_text(encoding="utf-8"))
     if version is None:
         raise RequestError(f'{file} lacks its line __version__ = "…"')
-    texts = [*project.get("dependencies", []), *sum(project.get("optional-dependencies", {}).values(), [])]
+    extras = project.get("optional-dependencies", {}).values()
+    texts = [*project.get("dependencies", []), *(text for extra in extras for text in extra)]
     return Package(path.parent, file, parse_version(version["version"]), tuple(Requirement(text) for text in texts))

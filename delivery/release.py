@@ -22,7 +22,7 @@ from delivery.versions import bumped, compatible_range
 from posttrain.core.errors import RequestError, WorkError
 
 BuildImage = Callable[[Path, Package], str]
-"""Builds the image of a package from the tree that it lies in; gives a line that says what was built, or why nothing."""
+"""Builds the image of a package from the tree that it lies in; gives a line: what was built, or why nothing was."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,14 @@ class Plan:
         """The plan in sentences."""
         package = self.package
         same = self.version == package.version
-        lines = [f"{package.distribution} {self.version if same else f'{package.version} → {self.version}'}, {self.tag}"]
+        lines = [
+            f"{package.distribution} {self.version if same else f'{package.version} → {self.version}'}, {self.tag}"
+        ]
         for dependant in self.dependants:
             old = ", ".join(str(found.specifier) for found in dependant.needs(package))
-            lines.append(f"{dependant.distribution}: {old} → {compatible_range(self.version)}; it needs a release as well")
+            lines.append(
+                f"{dependant.distribution}: {old} → {compatible_range(self.version)}; it needs a release as well"
+            )
         return lines
 
 
@@ -70,7 +74,9 @@ def plan_release(root: Path, name: str, bump: str) -> Plan:
     left = [o for o in others if any(not r.specifier.contains(version) for r in o.needs(package))]
     plan = Plan(package, version, entries, tuple(left))
     if plan.tag in earlier:
-        raise RequestError(f"the tag {plan.tag} exists, {package.version_file.relative_to(root)} is behind ({earlier[-1]})")
+        raise RequestError(
+            f"the tag {plan.tag} exists, {package.version_file.relative_to(root)} is behind ({earlier[-1]})"
+        )
     return plan
 
 

@@ -18,7 +18,7 @@ def parse_version(text: str) -> Version:
         version = Version(text)
     except InvalidVersion:
         raise RequestError(f"'{text}' is no version; write three numbers, as 0.2.0") from None
-    if str(version) != f"{version.major}.{version.minor}.{version.micro}":
+    if text != f"{version.major}.{version.minor}.{version.micro}":
         raise RequestError(f"version '{text}' must be three numbers, as 0.2.0")
     return version
 
