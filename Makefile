@@ -10,11 +10,14 @@ ARGS     ?=
 WORKERS  ?= 2
 SERVE    ?= policy
 CHAT     ?= nano
+PROFILES ?=
+# Where make train trains: here, or in the container beside those of make up.
+TRAINER  ?= here
 
 VENV     := .venv
 BIN      := $(VENV)/bin
 READY    := $(VENV)/.ready
-PACKAGES := core data reward-model[service] rollout[service] trainers eval-harness llm-judge[service] lab
+PACKAGES := core data reward-model[service] rollout[service] trainers eval-harness[hf] llm-judge[service] lab
 PIP      := $(BIN)/python -m pip --quiet --disable-pip-version-check $(PIP_ARGS)
 SOURCES  := $(wildcard packages/*/src)
 # vLLM's environment is apart: its pins and ours differ. VLLM=vllm==0.32.0 installs the CUDA build instead.
@@ -22,13 +25,15 @@ VLLM       ?=
 VLLM_VENV  := .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
 VLLM_PIP   := $(VLLM_VENV)/bin/python -m pip --quiet --disable-pip-version-check $(PIP_ARGS)
+# Containers need no environment of ours: any Python finds the program that starts them.
+COMPOSE  := PYTHONPATH=packages/core/src $(PYTHON) -m delivery.compose
 # Tests share the cores among processes: one thread each, and each file's tests stay in one process.
 PYTEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm peer-vllm train compare judge tune serve chat test test-fast test-slow recipes-check lint types check-imports bench bench-check bench-plot bench-faults bench-gpu gpu-check wheels nano-base constraints clean
+.PHONY: help setup vllm peer-vllm train up down compare judge tune serve chat test test-fast test-slow recipes-check lint types check-imports bench bench-check bench-plot bench-faults bench-gpu gpu-check images images-test image-sizes release sbom audit wheels nano-base constraints clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -67,8 +72,19 @@ endif
 peer-vllm: $(READY) $(VLLM_READY) ## Compare with vLLM: ids, log-probabilities, weights at run time, a stock server behind POLICY_URL.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_peer_vllm.py -m peer --timeout 600 $(ARGS)
 
-train: $(READY) ## Train METHOD=ppo and what it needs, evaluate, print the table (RECIPE=nano SEED=0 ARGS="--set …" POLICY_URL= REWARD_URL=).
+ifeq ($(TRAINER),container)
+train:
+	$(COMPOSE) train $(METHOD) --recipe $(RECIPE) --seed $(SEED) $(ARGS)
+else
+train: $(READY) ## Train METHOD=ppo and what it needs, evaluate, print the table (RECIPE=nano SEED=0 ARGS="--set …" POLICY_URL= REWARD_URL= TRAINER=container).
 	posttrain train $(METHOD) --recipe $(RECIPE) --seed $(SEED) $(ARGS)
+endif
+
+up: ## Start policy, reward and judge service in containers, on 127.0.0.1 (PROFILES="observability gpu"; docker/README.md).
+	$(COMPOSE) $(foreach profile,$(PROFILES),--profile $(profile)) up $(ARGS)
+
+down: ## End them; checkpoints, runs and judgements stay (ARGS=--volumes removes them).
+	$(COMPOSE) down $(ARGS)
 
 compare: $(READY) ## Train every method, evaluate all alike, one table with verdicts and plots (RECIPE=nano SEEDS=0,1,2 ARGS="--methods dpo,ppo …").
 	posttrain compare --recipe $(RECIPE) --seeds $(SEEDS) $(ARGS)
@@ -102,7 +118,7 @@ lint: $(READY) ## Check style and format with ruff.
 	ruff format --check .
 
 types: $(READY) ## Check types with mypy.
-	mypy $(SOURCES) benchmarks
+	mypy $(SOURCES) benchmarks delivery
 
 check-imports: $(READY) ## Check that packages import one way only, and nothing heavy where it must not be.
 	lint-imports
@@ -124,6 +140,25 @@ bench-gpu: $(READY) ## Measure training, rollouts and scoring on the GPU of this
 
 gpu-check: $(READY) ## Run SFT, DPO, RM, PPO and GRPO on this machine's GPU and record memory beside the plan's (ARGS=--cpu without one).
 	python -m benchmarks.gpu.check $(ARGS)
+
+images: $(READY) ## Build every component's image with the container engine that is there (ARGS="--target rollout …", PIP_EXTRA_INDEX_URL=…).
+	python -m delivery images $(ARGS)
+
+images-test: images ## Build the images and run them: versions, services, faults, PPO in three containers (minutes; skipped without a runtime).
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/containers -m 'container and not slow' --timeout 1800 $(ARGS)
+
+image-sizes: $(READY) ## Measure the images, record them in results/bench/images.json; fails beyond their limits.
+	python -m delivery sizes $(ARGS)
+
+release: $(READY) ## Release PACKAGE by BUMP=major, minor or patch (first: the version as it is): commit, tag, wheel, sdist, image (DRY_RUN=1).
+	python -m delivery release '$(PACKAGE)' '$(BUMP)' $(if $(DRY_RUN),--dry-run) $(ARGS)
+
+sbom: $(READY) ## Write every image's bill of materials (CycloneDX) and licence list into dist/ (ARGS=PATH: an environment's).
+	python -m delivery sbom $(ARGS)
+	python -m delivery licences $(ARGS)
+
+audit: $(READY) ## Look for known holes in the pinned versions, where pip-audit's database can be reached.
+	python -m delivery audit $(ARGS)
 
 wheels: $(READY) ## Build the wheel of every package into dist/.
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist $(wildcard packages/*)
