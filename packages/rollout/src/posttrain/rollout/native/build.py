@@ -1,27 +1,27 @@
-"""Compiles the kernel once a machine, and finds it again.
+"""Finds the compiled kernel: one that was made beforehand, or one that is compiled here, once a machine.
 
-The library lies in the user's cache under a name that holds everything it depends on: source, compiler, processor.
-Compiling takes about two seconds. Without a compiler there is no kernel, and the reason says so. As a program it
-compiles ahead of the first use: python -m posttrain.rollout.native.build
+Made beforehand: in the folder that POSTTRAIN_KERNELS names (`prebuilt.py`), for machines without a compiler. Compiled
+here: the library lies in the user's cache under a name that holds everything it depends on: source, compiler, level of
+the processor. Compiling takes about two seconds. Where neither is to be had there is no kernel, and the reason says so.
+
+As a program it compiles ahead of the first use: python -m posttrain.rollout.native.build
+or for other machines of this architecture: python -m posttrain.rollout.native.build --into FOLDER
 """
 
+import argparse
 import hashlib
 import os
 import platform
-import shutil
-import subprocess
 import sys
-import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-SOURCES = Path(__file__).parent
-# No fast-math: sums must keep their order. Products may be fused with sums, everywhere alike.
-FLAGS = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=fast"]
+from posttrain.rollout.native.compiling import FLAGS, NoKernel, compile_kernel, find_compiler, source_digest, version
+from posttrain.rollout.native.levels import levels_here, processor
+from posttrain.rollout.native.prebuilt import find_prebuilt, prebuild
 
-
-class NoKernel(Exception):
-    """The kernel cannot be had here; the message says why."""
+__all__ = ["FLAGS", "NoKernel", "cache_folder", "library"]
 
 
 def cache_folder() -> Path:
@@ -33,54 +33,51 @@ def cache_folder() -> Path:
 @cache
 def library() -> Path:
     """The compiled kernel's file, compiled now if need be; NoKernel when there is no way to."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if not compiler or not shutil.which(compiler):
-        raise NoKernel("there is no C++ compiler (install g++, or set CXX)")
-    folder = cache_folder()
-    path = folder / f"kernel-{_key(compiler)}.so"
-    if path.is_file():
-        return path
+    folder = os.environ.get("POSTTRAIN_KERNELS")
+    if not folder:
+        return _compiled()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Two processes may compile at the same time: each to a file of its own, and the name changes hands at once.
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            built = Path(work) / "kernel.so"
-            command = [compiler, *FLAGS, "-o", str(built), str(SOURCES / "kernel.cpp")]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-            built.replace(path)
-    except OSError as error:
-        raise NoKernel(f"the kernel cannot be written to {folder}: {error.strerror}; set XDG_CACHE_HOME") from None
-    except subprocess.SubprocessError as error:
-        said = str(getattr(error, "stderr", "") or error).strip().splitlines()
-        raise NoKernel(f"{compiler} cannot compile the kernel: {said[0] if said else error}") from None
+        return find_prebuilt(Path(folder), levels_here())
+    except NoKernel as unfit:
+        try:
+            return _compiled()
+        except NoKernel as reason:
+            raise NoKernel(f"{unfit}, and {reason}") from None
+
+
+def _compiled() -> Path:
+    compiler = find_compiler()
+    for level in levels_here()[:1]:
+        with suppress(NoKernel):  # an old compiler does not know the level's name; else the next attempt says why
+            return _cached(compiler, level)
+    return _cached(compiler, "native")
+
+
+def _cached(compiler: str, march: str) -> Path:
+    path = cache_folder() / f"kernel-{_key(compiler, march)}.so"
+    if not path.is_file():
+        compile_kernel(compiler, march, path)
     return path
 
 
-def _key(compiler: str) -> str:
-    parts = [" ".join(FLAGS), platform.machine(), _processor()]
-    try:
-        version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise NoKernel(f"{compiler} does not run: {error}") from None
-    parts.append(version.stdout)
-    parts += [path.read_text(encoding="utf-8") for path in sorted(SOURCES.glob("*.[ch]*")) if path.suffix != ".pyc"]
+def _key(compiler: str, march: str) -> str:
+    parts = [source_digest(), march, platform.machine(), processor() if march == "native" else "", version(compiler)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _processor() -> str:
-    """What `-march=native` looks at: the processor's features, as far as Linux tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-
-
 def main() -> None:
-    """Compiles, or says why not; an installation goes on either way."""
+    """Compiles for this machine, or says why not and lets an installation go on; or, `--into`, for others."""
+    parser = argparse.ArgumentParser(prog="python -m posttrain.rollout.native.build", description=main.__doc__)
+    parser.add_argument("--into", type=Path, metavar="FOLDER", help="kernels of every level, for POSTTRAIN_KERNELS")
+    into = parser.parse_args().into
     try:
-        library()
+        if into is None:
+            library()
+        else:
+            print("\n".join(map(str, prebuild(into))))
     except NoKernel as reason:
+        if into is not None:
+            sys.exit(f"error: {reason}")
         print(f"no native engine, generation will be several times slower: {reason}", file=sys.stderr)
 
 

@@ -15,7 +15,11 @@ class Kernel:
     """`lanes` floats make a vector, `panel` columns of a packed matrix lie together."""
 
     def __init__(self) -> None:
-        self._library = ctypes.CDLL(str(library()))
+        path = library()
+        try:
+            self._library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise NoKernel(f"{path} cannot be loaded: {error}") from None
         sizes = [ctypes.c_int32() for _ in range(4)]
         self._library.posttrain_layout(*map(ctypes.byref, sizes))
         self.lanes, self.panel, sequence, model = (size.value for size in sizes)
