@@ -54,7 +54,7 @@ def require_clean_main(root: Path) -> None:
 
 @contextmanager
 def detached_worktree(root: Path) -> Iterator[Path]:
-    """A worktree of the current commit on no branch, removed at the end; nobody sees its commits until a branch moves."""
+    """A worktree of the current commit on no branch, removed at the end. No branch holds what is committed in it."""
     with tempfile.TemporaryDirectory(prefix="posttrain-release-") as folder:
         place = Path(folder) / "tree"
         git(root, "worktree", "add", "--quiet", "--detach", str(place), "HEAD")

@@ -25,7 +25,7 @@ class Subject:
     @property
     def file_name(self) -> str:
         """Its name as that of a file: `posttrain/data:0.1.0` → `data-0.1.0`."""
-        return self.name.removeprefix("posttrain/").replace("/", "-").replace(":", "-")
+        return self.name.removeprefix("posttrain/").lstrip(".").replace("/", "-").replace(":", "-")
 
 
 def subjects(names: Sequence[str], engine: str) -> list[Subject]:

@@ -109,7 +109,21 @@ def test_another_failure_of_pip_audit_is_one(tmp_path, pins):
 
 
 def test_a_missing_program_or_file_is_said(tmp_path, pins):
-    with pytest.raises(RequestError, match="is not installed; make audit"):
+    with pytest.raises(RequestError, match="is not installed; make audit calls it"):
         run_pip_audit(str(tmp_path / "none"), "pypi", pins)
     with pytest.raises(RequestError, match="does not exist"):
         run_pip_audit("pip-audit", "pypi", tmp_path / "none.txt")
+
+
+def test_a_mirror_without_a_database_is_asked_for_three_pins_only(tmp_path):
+    pins = tmp_path / "pins.txt"
+    pins.write_text("# Pins.\n" + "".join(f"library{number}==1.0\n" for number in range(9)))
+    skipped = {"dependencies": [{"name": f"library{number}", "skip_reason": "not found"} for number in range(3)]}
+    program = reporting(tmp_path, skipped, 0)
+    log = tmp_path / "asked"
+    Path(program).write_text(Path(program).read_text().replace("#!/bin/sh\n", f'#!/bin/sh\ncat "$2" >> "{log}"\n'))
+    done = invoke(program, pins)
+    assert (
+        done.output == "pins.txt: skipped, the database pypi cannot be reached: it answered, and knows none of 3 pins\n"
+    )
+    assert log.read_text() == "library0==1.0\nlibrary1==1.0\nlibrary2==1.0\n"
