@@ -51,6 +51,13 @@ def test_a_changelog_has_a_section_for_what_is_unreleased_or_the_current_version
     assert first == "## Unreleased" or first.startswith(f"## {package.version} (")
 
 
+@pytest.mark.parametrize("package", PACKAGES.values(), ids=lambda package: package.name)
+def test_a_package_carries_the_licence_that_it_names(package):
+    """A wheel goes to people without the repository; hatchling takes the file along."""
+    assert tomllib.loads(package.pyproject.read_text())["project"]["license"] == "Apache-2.0"
+    assert (package.folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("version", "bump", "expected"),
     [
