@@ -201,7 +201,7 @@ def test_ctrl_c_says_which_tasks_are_kept(scripted, nano_items, tiny_checkpoint,
     monkeypatch.chdir(tmp_path)
     nano_items([{"id": "0", "question": "Q?", "choices": ["a", "bb"], "answer": 0}])
     model = scripted(prefer=lambda doc, choice: -len(choice))
-    arguments = ["eval", tiny_checkpoint, "--tasks", "nano_choice,nano_mc2"]
+    arguments = ["eval", tiny_checkpoint, "--tasks", "nano_choice,nano_choice_validation"]
 
     def stopped(requests):
         raise KeyboardInterrupt
