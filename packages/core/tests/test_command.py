@@ -1,7 +1,11 @@
 """The `posttrain` command: exit status, one-line errors, and nothing heavy for --help."""
 
+import errno
+import os
+import signal
 import subprocess
 import sys
+import time
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -35,9 +39,21 @@ def ended() -> None:
     raise Interrupted("interrupted; nothing is kept")
 
 
+def terminated() -> None:
+    """Is ended by SIGTERM."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+
+
+def full() -> None:
+    """Writes through a library that says nothing itself."""
+    raise OSError(errno.ENOSPC, "No space left on device", "/cache/file")
+
+
 @pytest.fixture(autouse=True)
 def commands(monkeypatch):
     names = {"fine": fine, "serve.wrong": wrong, "serve.failing": failing, "interrupted": interrupted, "ended": ended}
+    names |= {"terminated": terminated, "full": full}
     entries = [EntryPoint(name, f"{__name__}:{name}", cli.GROUP) for name in names]
     monkeypatch.setattr(cli, "entry_points", lambda group: entries)
     monkeypatch.setattr(EntryPoint, "load", lambda self: names[self.name])
@@ -61,6 +77,18 @@ def test_failed_work_is_status_1(capsys):
 def test_interrupt_is_status_130_and_says_how_to_resume(capsys):
     assert cli.run(["interrupted"]) == 130
     assert "resume" in capsys.readouterr().err
+
+
+def test_sigterm_is_status_143_and_says_how_to_resume(capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["terminated"])
+    assert exit.value.code == 143
+    assert capsys.readouterr().err.strip() == "error: ended by SIGTERM; start the same command again to resume"
+
+
+def test_a_full_disk_that_a_library_met_is_one_line_and_status_1(capsys):
+    assert cli.run(["full"]) == 1
+    assert "no space left to write /cache/file; free some" in capsys.readouterr().err
 
 
 def test_interrupted_work_that_cannot_be_resumed_says_so(capsys):

@@ -3,14 +3,16 @@
 import errno
 import json
 import os
+import resource
 import threading
 from pathlib import Path
 
 import pytest
 
 from posttrain.core import files
-from posttrain.core.errors import RequestError, WorkError
+from posttrain.core.errors import RequestError, StorageError, WorkError
 from posttrain.core.files import (
+    append_durably,
     append_jsonl,
     atomic_directory,
     atomic_write_bytes,
@@ -46,6 +48,47 @@ def test_full_disk_that_a_library_tells_in_words_is_the_same_error(tmp_path, kin
         raise kind("I/O error: No space left on device (os error 28)")
     with pytest.raises(kind, match="other"), files.disk_errors(tmp_path):
         raise kind("other trouble")
+
+
+TOLD = [
+    (OSError(errno.EDQUOT, "Disk quota exceeded"), "no space left to write {path}; free some"),
+    (OSError(errno.EFBIG, "File too large"), "no space left to write {path} (files may not be so large: ulimit -f)"),
+    (OSError(errno.EROFS, "Read-only file system"), "cannot write {path}: Read-only file system; make it writable"),
+    (OSError(errno.EACCES, "Permission denied"), "cannot write {path}: Permission denied; make it writable for this"),
+    (OSError(errno.EIO, "Input/output error"), "cannot write {path}: Input/output error"),
+    (OSError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left"), "no space left to write"),
+    (ValueError("I/O error: Disk quota exceeded (os error 122)"), "no space left to write {path}; free some"),
+    (ValueError("I/O error: Read-only file system (os error 30)"), "cannot write {path}: Read-only file system; make"),
+    (RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed"), "torch could not write"),
+]
+
+
+@pytest.mark.parametrize(("error", "told"), TOLD, ids=lambda value: str(value)[:40])
+def test_whatever_the_disk_refuses_is_one_line_with_the_path_and_what_to_do(tmp_path, error, told):
+    with pytest.raises(StorageError) as found, files.disk_errors(tmp_path):
+        raise error
+    assert str(found.value).startswith(told.format(path=tmp_path))
+    assert found.value.exit_status == 1
+
+
+def test_what_is_told_already_is_not_told_anew(tmp_path):
+    with pytest.raises(WorkError, match="^the service says: No space left on device$"), files.disk_errors(tmp_path):
+        raise WorkError("the service says: No space left on device")
+
+
+@pytest.mark.parametrize("append", [append_jsonl, append_durably])
+def test_a_disk_that_fills_up_within_a_line_keeps_the_lines_before_and_takes_more_once_there_is_room(tmp_path, append):
+    path = tmp_path / "rows.jsonl"
+    append(path, {"n": 1})
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limit[1]))
+    try:
+        with pytest.raises(StorageError, match="no space left to write .*rows.jsonl"):
+            append(path, {"n": 2, "text": "x" * 100})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    append(path, {"n": 3})
+    assert read_jsonl(path) == [{"n": 1}, {"n": 3}]
 
 
 def test_directory_appears_whole(tmp_path):

@@ -71,7 +71,9 @@ def test_proxies_of_the_environment_are_not_for_it(monkeypatch):
         assert main([url]) == 0
 
 
-@pytest.mark.parametrize("wrong", [["127.0.0.1:8001"], ["http://:8001"], ["http://x:port"], ["http://x", "--timeout=0"]])
+@pytest.mark.parametrize(
+    "wrong", [["127.0.0.1:8001"], ["http://:8001"], ["http://x:port"], ["http://x", "--timeout=0"]]
+)
 def test_a_wrong_call_is_status_2(capsys, wrong):
     with pytest.raises(SystemExit) as ended:
         main(wrong)
@@ -85,4 +87,4 @@ def test_it_imports_the_standard_library_only():
         "if name.partition('.')[0] not in sys.stdlib_module_names}))"
     )
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "['posttrain']\n"
+    assert done.stdout == "['__main__', 'posttrain']\n"

@@ -85,6 +85,28 @@ def test_every_response_names_the_contract(options):
     assert ask(**options).headers["X-Posttrain-Contract"] == "1"
 
 
+@pytest.mark.parametrize("spoken", [None, "1"])
+def test_who_speaks_this_contract_or_names_none_is_answered(spoken):
+    assert ask(api_key="", headers={"X-Posttrain-Contract": spoken} if spoken else {}).status_code == 200
+
+
+@pytest.mark.parametrize(("spoken", "told"), [("2", "2"), ("0", "0"), ("1.0", "that is no number"), ("9" * 99, "that")])
+@pytest.mark.parametrize("key", ["", "secret"])
+def test_who_speaks_another_contract_is_refused_with_both_numbers(spoken, told, key):
+    headers = {"X-Posttrain-Contract": spoken, "Authorization": f"Bearer {key}"}
+    response = ask(api_key=key, headers=headers)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "contract_mismatch")
+    assert error["message"].startswith(f"the client speaks contract {told}")
+    assert error["message"].endswith("this service 1; install matching versions of both")
+
+
+def test_health_is_open_whatever_the_contract_and_the_key_comes_first():
+    headers = {"X-Posttrain-Contract": "2"}
+    assert [ask(path, headers=headers).status_code for path in ("/livez", "/readyz", "/healthz")] == [200] * 3
+    assert ask(api_key="secret", headers=headers).status_code == 401
+
+
 def test_announced_body_beyond_the_limit_is_413():
     response = ask(method="POST", content=b"x" * 101, api_key="", max_body_bytes=100)
     assert response.status_code == 413

@@ -80,4 +80,4 @@ def test_references_of_the_description_lead_somewhere(tmp_path: Path):
     }
     answer = judge["responses"]["200"]["content"]["application/json"]["schema"]
     assert answer == {"$ref": "#/components/schemas/JudgeAnswer"}
-    assert set(runs["responses"]) == {"202", "400", "401", "403", "408", "413", "415", "500", "503", "504"}
+    assert set(runs["responses"]) == {"202", "400", "401", "403", "408", "413", "415", "500", "503", "504", "507"}

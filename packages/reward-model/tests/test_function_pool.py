@@ -96,7 +96,7 @@ def test_what_a_function_prints_does_not_disturb_its_answers(pool: FunctionPool,
     assert capfd.readouterr().out == ""
 
 
-def test_a_function_sees_neither_the_services_key_nor_where_it_lies(pool: FunctionPool, monkeypatch: pytest.MonkeyPatch):
+def test_a_function_sees_neither_the_services_key_nor_its_file(pool: FunctionPool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("POSTTRAIN_API_KEY", "sesame")
     monkeypatch.setenv("POSTTRAIN_API_KEY_FILE", "/run/secrets/posttrain_api_key")
     pool.submit(items("exit", "exit", "exit")).result(30)  # both processes are new

@@ -1,8 +1,10 @@
 """What a request may cost: deadlines, hostile bodies, streams nobody reads, BentoML's own ways, over ASGI."""
 
 import asyncio
+import errno
 import hashlib
 import json
+import os
 import tempfile
 import threading
 import time
@@ -237,6 +239,34 @@ def test_a_full_disk_is_told_and_the_old_weights_serve_on(client, monkeypatch):
     response = client.send("PUT", "/v1/models/policy@1", content=b"x", headers=headers)
     assert (response.status_code, response.json()["error"]["code"]) == (507, "no_space")
     assert client.complete(prompt=[[5]]).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (errno.EDQUOT, "no space is left on the service's disk for the weights; the old ones serve on"),
+        (errno.EROFS, "the weights cannot be written on the service's disk (Read-only file system); the old ones"),
+    ],
+)
+@pytest.mark.parametrize("when", ["at the start", "in the middle"])
+def test_a_disk_that_refuses_is_told_with_its_reason_and_not_with_its_folders(client, monkeypatch, code, says, when):
+    class Refusing(FileIO):
+        def write(self, _):
+            raise OSError(code, os.strerror(code), "/some/folder")
+
+    def make(buffering):
+        if when == "at the start":
+            raise OSError(code, os.strerror(code), "/some/folder")
+        return Refusing(os.devnull, "w")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", make)
+    headers = {"X-Content-SHA256": hashlib.sha256(b"x").hexdigest()}
+    response = client.send("PUT", "/v1/models/policy@1", content=b"x", headers=headers)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (507, "no_space")
+    assert error["message"].startswith(says)
+    assert "/some/folder" not in error["message"]
+    assert client.complete(prompt=[[5]]).json()["model"] == "policy@0"
 
 
 class Bytes:

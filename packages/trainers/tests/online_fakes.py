@@ -42,6 +42,17 @@ def tiny_model(seed=0):
     return Qwen2ForCausalLM(config).eval(), tokenizer
 
 
+def weights(run):
+    """The trained policy's tensors by name."""
+    return safetensors.torch.load_file(run.checkpoint / "model.safetensors")
+
+
+def same_bits(one, other):
+    """Whether two runs ended with the same weights."""
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
 class FakePolicy:
     """A policy service in this process: one version at a time, seeded by (seed, prompt, choice)."""
 

@@ -11,6 +11,7 @@ import pytest
 
 from posttrain.core.hashing import digest_checkpoint
 from posttrain.core.runs import RunDirectory, StageIdentity
+from posttrain.core.termination import Terminated
 from posttrain.data.sources import Source
 from posttrain.trainers import reward_model, sft, training_report
 from posttrain.trainers.resumable_trainer import COMPLETE, newest_checkpoint
@@ -80,6 +81,27 @@ def test_a_crashed_run_resumes_to_the_same_bits(run_of, dies_after):
     assert resumed.provenance()["resumed"]
 
 
+def test_sigterm_saves_the_state_at_the_end_of_the_step_and_the_run_goes_on_to_the_same_bits(run_of, monkeypatch):
+    whole = run_of("whole")
+
+    def ended(self, args, state, control, **more):
+        if state.global_step == 4:  # neither saved nor logged there otherwise
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_report.Reporter, "on_step_begin", ended)
+        with pytest.raises(Terminated):
+            run_of("broken")
+    broken = RunDirectory(whole.path.parent / "broken")
+    assert not broken.finished
+    assert newest_checkpoint(broken.state).name == "checkpoint-5"
+    resumed = run_of("broken")
+    assert digest_checkpoint(resumed.checkpoint) == digest_checkpoint(whole.checkpoint)
+    # A row more, of the steps up to the save: no average reaches across it.
+    assert {row["step"] for row in metrics_of(resumed)} == {row["step"] for row in metrics_of(whole)} | {5}
+    assert metrics_of(resumed)[-1] == metrics_of(whole)[-1]
+
+
 def test_a_run_that_resumes_does_not_start_over(run_of):
     broken = run_of("broken", dies_after=5)
     assert newest_checkpoint(broken.state) == broken.state / "checkpoint-3"
@@ -137,8 +159,13 @@ def test_a_half_written_checkpoint_is_not_taken(run_of):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["sft", "rm", "dpo"])
-def test_kill_9_of_the_command_resumes_to_the_same_bits(method, tmp_path, tiny_checkpoint, conversations, pairs, jsonl):
+@pytest.mark.parametrize(
+    ("method", "end"),
+    [("sft", signal.SIGKILL), ("rm", signal.SIGKILL), ("dpo", signal.SIGKILL), ("dpo", signal.SIGTERM)],
+)
+def test_a_command_that_was_ended_resumes_to_the_same_bits(
+    method, end, tmp_path, tiny_checkpoint, conversations, pairs, jsonl
+):
     data = jsonl("rows.jsonl", conversations if method == "sft" else pairs)
 
     def start(name):
@@ -158,11 +185,16 @@ def test_kill_9_of_the_command_resumes_to_the_same_bits(method, tmp_path, tiny_c
     while not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
         assert time.monotonic() < deadline, process.stderr.read()
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(end)
+    said = process.communicate(timeout=20)[1].decode()
+    if end == signal.SIGTERM:
+        assert process.returncode == 143
+        assert said.splitlines()[-1] == "error: ended by SIGTERM; start the same command again to resume"
+        assert "Traceback" not in said
     killed = RunDirectory(tmp_path / "killed")
     assert not killed.finished
     assert start("killed").wait(timeout=200) == 0
     whole = RunDirectory(tmp_path / "whole")
     assert digest_checkpoint(killed.checkpoint) == digest_checkpoint(whole.checkpoint)
-    assert metrics_of(killed) == metrics_of(whole)
+    if end == signal.SIGKILL:
+        assert metrics_of(killed) == metrics_of(whole)

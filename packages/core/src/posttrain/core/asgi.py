@@ -1,25 +1,23 @@
 """One ASGI middleware that gives every service the same manners, on every route.
 
-It demands the API key (without a key: peers and Host must be loopback), limits bodies also when their length is not
-announced, ends those that hardly come, and puts `X-Posttrain-Contract` on every response. `/livez`, `/readyz` and
-`/healthz` are open to all. It knows nothing of BentoML; any ASGI server can carry it.
+It demands the API key (without a key: peers and Host must be loopback), refuses requests of another contract, limits
+bodies also when their length is not announced, ends those that hardly come, answers what is in flight before the server
+ends (`draining.py`), and puts `X-Posttrain-Contract` on every response. `/livez`, `/readyz` and `/healthz` are open to
+all. It knows nothing of BentoML; any ASGI server can carry it.
 """
 
 import asyncio
 import hmac
 import ipaddress
-import json
+import re
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from posttrain.core.asgi_answers import App, Event, Receive, Scope, Send, respond
+from posttrain.core.draining import Draining
 from posttrain.core.keys import SERVICE_KEY, read_key
-from posttrain.core.wire import CONTRACT, CONTRACT_HEADER, DEADLINE_EXCEEDED, error_body
-
-Scope = MutableMapping[str, Any]
-Event = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Event]]
-Send = Callable[[Event], Awaitable[None]]
+from posttrain.core.wire import CONTRACT, CONTRACT_HEADER, DEADLINE_EXCEEDED
 
 OPEN_PATHS = {"/livez", "/readyz", "/healthz"}
 MIB = 1 << 20
@@ -34,21 +32,23 @@ BODIES_AT_ONCE = 8
 class ServiceMiddleware:
     """Key, loopback rule, body limits and contract header around an ASGI application.
 
-    `api_key` None reads `POSTTRAIN_API_KEY` or its file (`keys.py`); empty means no key. `upload_limits` maps path prefixes to limits in
-    bytes that hold there instead of `max_body_bytes`. `pages` are paths that are read without the key where there is
-    one: a browser that opens a page has none to send, and the page asks for it.
+    `api_key` None reads `POSTTRAIN_API_KEY` or its file (`keys.py`); empty means no key. `upload_limits` maps path
+    prefixes to limits in bytes that hold there instead of `max_body_bytes`. `pages` are paths that are read without
+    the key where there is one: a browser that opens a page has none to send, and the page asks for it.
+    `ends_process` as in `Draining`.
     """
 
     def __init__(
         self,
-        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        app: App,
         *,
         api_key: str | None = None,
         max_body_bytes: int = 64 * MIB,
         upload_limits: Mapping[str, int] | None = None,
         pages: Collection[str] = (),
+        ends_process: bool = False,
     ) -> None:
-        self.app = app
+        self.app = Draining(app, ends_process=ends_process)
         self.pages = frozenset(pages)
         self.api_key = (read_key(SERVICE_KEY) or "") if api_key is None else api_key
         self.max_body_bytes = max_body_bytes
@@ -62,13 +62,13 @@ class ServiceMiddleware:
         send = _with_contract(send)
         headers = {name.lower(): value for name, value in scope["headers"]}
         if scope["path"] not in OPEN_PATHS and (refusal := self._refusal(scope, headers)):
-            await _respond(send, *refusal)
+            await respond(send, *refusal)
             return
         upload = next((size for prefix, size in self.upload_limits.items() if scope["path"].startswith(prefix)), None)
         limit = self.max_body_bytes if upload is None else upload
         announced = headers.get(b"content-length", b"0")
         if not announced.isdigit() or len(announced) > 18 or int(announced) > limit:
-            await _respond(send, *_too_large(limit))
+            await respond(send, *_too_large(limit))
             return
         # Uploads go to disk as they come, so they do not count as memory.
         limited = _LimitedBody(receive, send, limit, self._in_memory if upload is None else _Budget(limit))
@@ -83,13 +83,13 @@ class ServiceMiddleware:
                 return None
             given = headers.get(b"authorization", b"")
             if hmac.compare_digest(given, b"Bearer " + self.api_key.encode()):
-                return None
+                return _other_contract(headers)
             return 401, "a bearer token is needed; send the service's POSTTRAIN_API_KEY", "invalid_api_key"
         peer = scope.get("client")
         host = headers.get(b"host", b"").decode("latin-1")
         # The Host is checked as well, or a web page could reach the service through DNS rebinding.
         if peer and _is_loopback(peer[0]) and _is_loopback(_without_port(host)):
-            return None
+            return _other_contract(headers)
         return 403, "without POSTTRAIN_API_KEY this service answers only on loopback; set a key", "loopback_only"
 
 
@@ -100,7 +100,7 @@ class ResponseTimeout:
     (PUT) take as long as their bodies keep coming.
     """
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], timeout: float) -> None:
+    def __init__(self, app: App, timeout: float) -> None:
         self.app, self.timeout = app, timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,7 +118,7 @@ class ResponseTimeout:
         except TimeoutError:
             if not timer.expired():
                 raise
-            await _respond(_with_contract(send), 504, f"no answer within {self.timeout:.0f} seconds", DEADLINE_EXCEEDED)
+            await respond(_with_contract(send), 504, f"no answer within {self.timeout:.0f} seconds", DEADLINE_EXCEEDED)
 
 
 def seeing_only(middleware: type, names: Collection[str]) -> type:
@@ -129,7 +129,7 @@ def seeing_only(middleware: type, names: Collection[str]) -> type:
     """
 
     class Seeing(middleware):
-        def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], **options: Any) -> None:
+        def __init__(self, app: App, **options: Any) -> None:
             async def restored(scope: Scope, receive: Receive, send: Send) -> None:
                 await app({**scope, "path": scope.get("posttrain.path", scope.get("path"))}, receive, send)
 
@@ -187,7 +187,7 @@ class _LimitedBody:
     async def _refuse(self, status: int, message: str, code: str) -> Event:
         self._refused = True
         if not self._started:
-            await _respond(self._send, status, message, code)
+            await respond(self._send, status, message, code)
         return {"type": "http.disconnect"}
 
     async def send(self, event: Event) -> None:
@@ -204,6 +204,17 @@ def _too_large(limit: int) -> tuple[int, str, str]:
     return 413, f"the body is larger than {limit} bytes", "request_too_large"
 
 
+def _other_contract(headers: Mapping[bytes, bytes]) -> tuple[int, str, str] | None:
+    """The refusal of a request that says a contract which this service does not speak. Who says none, as openai's
+    client and curl, means the routes that the contract shares with others."""
+    spoken = headers.get(CONTRACT_HEADER.lower().encode())
+    if spoken is None or spoken == str(CONTRACT).encode():
+        return None
+    number = spoken.decode() if re.fullmatch(rb"[0-9]{1,9}", spoken) else "that is no number"
+    message = f"the client speaks contract {number}, this service {CONTRACT}; install matching versions of both"
+    return 400, message, "contract_mismatch"
+
+
 def _with_contract(send: Send) -> Send:
     async def sending(event: Event) -> None:
         if event["type"] == "http.response.start":
@@ -212,22 +223,6 @@ def _with_contract(send: Send) -> Send:
         await send(event)
 
     return sending
-
-
-async def _respond(send: Send, status: int, message: str, code: str) -> None:
-    kind = {401: "authentication_error", 403: "permission_error"}.get(
-        status, "server_error" if status >= 500 else "invalid_request_error"
-    )
-    body = json.dumps(error_body(message, kind, code)).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status == 408:  # who sends a byte now and then may hold no connection; after a 413 the rest is read and dropped
-        headers.append((b"connection", b"close"))
-    if status == 503:
-        headers.append((b"retry-after", b"1"))
-    if status == 504:  # OpenAI's clients would repeat it otherwise
-        headers.append((b"x-should-retry", b"false"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def _without_port(host: str) -> str:

@@ -4,12 +4,14 @@ A package offers a function by an entry point of group `posttrain.commands`, who
 tree (`serve.policy` is `posttrain serve policy`) and whose value is a plain function with typer annotations.
 """
 
+import errno
 import logging
 import os
 import sys
 import traceback
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,7 +19,9 @@ import typer
 from rich.console import Console
 
 from posttrain.core.errors import PosttrainError, suggest
+from posttrain.core.files import NO_ROOM, storage_error
 from posttrain.core.process import PARENT_VARIABLE, die_with_parent
+from posttrain.core.termination import STATUS, Terminated, terminated_by_signal
 
 GROUP = "posttrain.commands"
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
@@ -90,7 +94,8 @@ def root() -> CommandTree:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command and exits: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted."""
+    """Runs the command and exits: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted, 143 ended by
+    SIGTERM."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if parent := os.environ.pop(PARENT_VARIABLE, None):
         die_with_parent(int(parent))
@@ -98,7 +103,9 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in arguments or bool(os.environ.get("POSTTRAIN_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(name)s: %(message)s")
-    sys.exit(run(arguments, debug))
+    with terminated_by_signal():
+        status = run(arguments, debug)
+    sys.exit(status)
 
 
 def run(arguments: list[str], debug: bool = False) -> int:
@@ -111,14 +118,26 @@ def run(arguments: list[str], debug: bool = False) -> int:
     except (click.ClickException, USAGE_ERROR) as error:
         _say(error.format_message())
         return 2
-    except (KeyboardInterrupt, click.Abort, typer.Abort):
-        _say("interrupted; start the same command again to resume")
-        return 130
+    except (KeyboardInterrupt, click.Abort, typer.Abort) as error:
+        terminated = _is_terminated(error)
+        _say(f"{'ended by SIGTERM' if terminated else 'interrupted'}; start the same command again to resume")
+        return STATUS if terminated else 130
     except PosttrainError as error:
         if debug:
             traceback.print_exc()
         _say(str(error))
-        return error.exit_status
+        return STATUS if _is_terminated(error) else error.exit_status
+    except OSError as error:
+        # Of a library's own files, such as its cache in the home folder.
+        if error.errno not in (*NO_ROOM, errno.EROFS) or debug:
+            raise
+        _say(str(storage_error(error, Path(str(error.filename or "a file of a library's")))))
+        return 1
+
+
+def _is_terminated(error: BaseException) -> bool:
+    """Whether SIGTERM is behind it: click turns what ends a command into an error of its own."""
+    return isinstance(error, Terminated) or isinstance(error.__cause__, Terminated)
 
 
 def _say(message: str) -> None:

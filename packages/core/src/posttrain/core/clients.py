@@ -123,7 +123,7 @@ class _Service:
         self.url = url.rstrip("/")
         self.patience = patience
         key = api_key or read_key(SERVICE_KEY)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = {CONTRACT_HEADER: str(CONTRACT), **({"Authorization": f"Bearer {key}"} if key else {})}
         # A new connection costs microseconds on loopback; a kept one to a restarted service costs a retry.
         limits = httpx.Limits(max_keepalive_connections=0)
         self._http = httpx.Client(
@@ -154,9 +154,6 @@ class _Service:
             raise ServiceUnavailable(
                 f"{self.url} did not answer within {self.patience:.0f} s ({error}); is the service running?"
             ) from None
-        spoken = response.headers.get(CONTRACT_HEADER)
-        if spoken is not None and spoken != str(CONTRACT):
-            raise ContractError(f"{self.url} speaks contract {spoken}, this client {CONTRACT}; use matching versions")
         return response
 
     def _once(self, method: str, path: str, **arguments: Any) -> httpx.Response:
@@ -164,6 +161,11 @@ class _Service:
             response = self._http.request(method, self.url + path, **arguments)
         except (httpx.TransportError, httpx.RemoteProtocolError) as error:
             raise _Transient(f"{type(error).__name__}: {error}") from error
+        spoken = response.headers.get(CONTRACT_HEADER)
+        if spoken is not None and spoken != str(CONTRACT):
+            raise ContractError(
+                f"{self.url} speaks contract {spoken[:20]}, this client {CONTRACT}; install matching versions of both"
+            )
         # What took too long once takes as long again.
         if response.status_code in RETRIED_STATUS and error_code(response) != DEADLINE_EXCEEDED:
             after = response.headers.get("Retry-After", "")

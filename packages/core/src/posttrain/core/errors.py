@@ -23,6 +23,11 @@ class WorkError(PosttrainError):
     """The request was fine and the work failed: a service went away, the disk is full."""
 
 
+class StorageError(WorkError):
+    """What was to be kept cannot be written: no space left, a quota, a disk or folder that is read-only. Nothing
+    half-written is taken for finished; once there is room the same command goes on."""
+
+
 class Interrupted(PosttrainError):
     """A person ended work that the same command does not resume; the message says what of it is kept."""
 

@@ -1,47 +1,74 @@
 """Files that are whole or absent: everything is written beside its place and renamed into it.
 
-A crash or a full disk leaves the old content or none, never a half. "No space left" becomes a WorkError that names
-the path.
+A crash or a full disk leaves the old content or none, never a half. What the disk refuses becomes a StorageError that
+names the path.
 """
 
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from filelock import FileLock
 
-from posttrain.core.errors import RequestError, WorkError
+from posttrain.core.errors import PosttrainError, RequestError, StorageError
 
-NO_SPACE = os.strerror(errno.ENOSPC)
-NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
-"""Nobody may write there, or a path is a file where it should be a folder, or the other way round."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The disk, the user's share of it, or the limit on a file's size is used up."""
+NOT_WRITABLE = (
+    errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO,
+)  # fmt: skip
+"""Nobody may write there, a path is a file where it should be a folder or the other way round, the disk is broken."""
+_TOLD = re.compile(r"\((?:os error|errno) (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
+"""How safetensors (Rust) and Arrow tell an error of the system's."""
+_TORCH_WRITER = "PytorchStreamWriter"
+"""What torch.save says when it cannot write, and nothing about why."""
 
 
-def _full(path: Path) -> WorkError:
-    return WorkError(f"no space left to write {path}; free some (posttrain runs gc) and start again")
+def storage_error(error: BaseException, path: Path) -> StorageError | None:
+    """What to tell when writing `path` ended in `error`; None where that has nothing to do with the disk."""
+    code = (error.errno if isinstance(error, OSError) else None) or _told_errno(str(error))
+    said = (error.strerror if isinstance(error, OSError) else None) or os.strerror(code or 0)
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(f"no space left to write {path}; free some (posttrain runs gc) and start again")
+    if code == errno.EFBIG:
+        return StorageError(
+            f"no space left to write {path} (files may not be so large: ulimit -f); start again with more"
+        )
+    if code in (errno.EACCES, errno.EROFS):
+        advice = "make it writable for this user, or name another folder"
+        return StorageError(f"cannot write {path}: {said}; {advice}")
+    if code in NOT_WRITABLE:
+        return StorageError(f"cannot write {path}: {said}")
+    if _TORCH_WRITER in str(error):
+        return StorageError(f"torch could not write {path}; free some space there, if it is full, and start again")
+    return None
+
+
+def _told_errno(text: str) -> int | None:
+    if found := _TOLD.search(text):
+        return int(found[1] or found[2])
+    return next((code for code in NO_ROOM if os.strerror(code) in text), None)
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns the operating system's refusals to write into one clear line."""
+    """Turns the refusals of disk and operating system to write, from whichever library they come, into a StorageError
+    of one clear line."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _full(path) from error
-        if error.errno in NOT_WRITABLE:
-            raise WorkError(f"cannot write {path}: {error.strerror}") from error
+    except PosttrainError:
         raise
     except Exception as error:
-        # safetensors and torch say it in words only.
-        if NO_SPACE in str(error):
-            raise _full(path) from error
+        if told := storage_error(error, path):
+            raise told from error
         raise
 
 
@@ -170,8 +197,8 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-        with FileLock(f"{path}.lock"), open(path, "ab") as file:
-            file.write(line.encode())
+        with FileLock(f"{path}.lock"), open(path, "ab", buffering=0) as file:
+            _write_whole(file, line.encode())
 
 
 def append_durably(path: Path, row: Mapping[str, Any]) -> None:
@@ -181,11 +208,22 @@ def append_durably(path: Path, row: Mapping[str, Any]) -> None:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-        with FileLock(f"{path}.lock"), open(path, "a+b") as file:
+        with FileLock(f"{path}.lock"), open(path, "a+b", buffering=0) as file:
             _end_last_line(file)
-            file.write(line.encode())
-            file.flush()
+            _write_whole(file, line.encode())
             os.fsync(file.fileno())
+
+
+def _write_whole(file: FileIO, data: bytes) -> None:
+    """Appends all of it or, on a disk that fills up in the middle, nothing: whoever appends next would go on with half
+    a line."""
+    size, rest = os.fstat(file.fileno()).st_size, memoryview(data)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError:
+        file.truncate(size)
+        raise
 
 
 def whole_lines(content: bytes) -> list[bytes]:

@@ -1,7 +1,7 @@
 """Keys from the environment: in a variable, or in a file that a second variable names.
 
-Docker and Kubernetes hand secrets over as files, so that they stand in no description of a container and in no process's
-environment. Keys are read when a service or a client starts; no message repeats one.
+Docker and Kubernetes hand secrets over as files, so that they stand in no description of a container and in no
+process's environment. Keys are read when a service or a client starts; no message repeats one.
 """
 
 import os

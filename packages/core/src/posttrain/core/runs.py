@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from posttrain.core.errors import RequestError, WorkError
-from posttrain.core.files import atomic_write_json, read_json
+from posttrain.core.files import atomic_write_json, disk_errors, read_json
 from posttrain.core.hashing import digest_json
 
 
@@ -113,10 +113,11 @@ class RunDirectory:
     def lock(self, wait: bool = False) -> Iterator[None]:
         """Holds the directory against a second writer; if somebody else has it, waits and says so, or raises WorkError
         at once."""
-        self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            with disk_errors(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=0)
         except Timeout:
             if not wait:
                 raise WorkError(f"{self.path} is being written by another process; wait for it or stop it") from None

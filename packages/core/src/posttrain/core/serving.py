@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from posttrain.core.errors import RequestError
+from posttrain.core.files import disk_errors
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -63,13 +64,15 @@ def server_environment(port: int, environment: Mapping[str, str]) -> dict[str, s
         "BENTOML_CONTAINERIZED": "true",
         "BENTOML_HOME": os.environ.get("BENTOML_HOME", str(home)),
     }
-    Path(quiet["BENTOML_HOME"]).mkdir(mode=0o700, parents=True, exist_ok=True)
+    with disk_errors(Path(quiet["BENTOML_HOME"])):
+        Path(quiet["BENTOML_HOME"]).mkdir(mode=0o700, parents=True, exist_ok=True)
     return {**os.environ, **quiet, **environment}
 
 
 def _make_own_folder(path: Path) -> None:
     """A folder in a place where others may have made one of that name; RequestError when it is not ours alone."""
-    path.mkdir(mode=0o700, exist_ok=True)
+    with disk_errors(path):
+        path.mkdir(mode=0o700, exist_ok=True)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise RequestError(f"{path} is not a folder of this user's alone; remove it, or set BENTOML_HOME to another")

@@ -18,6 +18,7 @@ from types import TracebackType
 import httpx
 
 from posttrain.core.errors import RequestError, WorkError
+from posttrain.core.files import disk_errors
 from posttrain.core.process import PARENT_VARIABLE, end_process
 from posttrain.core.serving import free_port
 
@@ -82,7 +83,8 @@ class SupervisedService:
         return self._process.pid
 
     def __enter__(self) -> "SupervisedService":
-        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(self.log):
+            self.log.parent.mkdir(parents=True, exist_ok=True)
         self._started = threading.Event()
         # The supervisor starts the process: the parent-death signal belongs to the thread that forked.
         self._supervisor = threading.Thread(target=self._supervise, name=f"supervise-{self.name}", daemon=True)

@@ -134,8 +134,10 @@ def _models(base: str, key: str | None) -> httpx.Response:
 
 def _speaks_our_contract(response: httpx.Response, base: str) -> bool:
     spoken = response.headers.get(CONTRACT_HEADER)
-    if spoken not in (None, str(CONTRACT)):
-        raise ContractError(f"{base} speaks contract {spoken}, this client {CONTRACT}; use matching versions")
+    if spoken is not None and spoken != str(CONTRACT):
+        raise ContractError(
+            f"{base} speaks contract {spoken[:20]}, this client {CONTRACT}; install matching versions of both"
+        )
     return spoken is not None
 
 

@@ -68,4 +68,6 @@ class JudgeService:
 
 
 JudgeService.add_asgi_middleware(ResponseTimeout, timeout=settings.deadline_seconds + ENDING_SECONDS)  # type: ignore[attr-defined]
-JudgeService.add_asgi_middleware(ServiceMiddleware, max_body_bytes=settings.max_body_bytes)  # type: ignore[attr-defined]
+JudgeService.add_asgi_middleware(  # type: ignore[attr-defined]
+    ServiceMiddleware, max_body_bytes=settings.max_body_bytes, ends_process=True
+)

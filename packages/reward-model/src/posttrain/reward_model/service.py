@@ -48,4 +48,6 @@ class RewardService:
 
 
 RewardService.add_asgi_middleware(ResponseTimeout, timeout=settings.deadline_seconds)  # type: ignore[attr-defined]
-RewardService.add_asgi_middleware(ServiceMiddleware, max_body_bytes=settings.max_body_bytes)  # type: ignore[attr-defined]
+RewardService.add_asgi_middleware(  # type: ignore[attr-defined]
+    ServiceMiddleware, max_body_bytes=settings.max_body_bytes, ends_process=True
+)

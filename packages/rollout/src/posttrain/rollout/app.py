@@ -19,7 +19,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from posttrain.core.errors import PosttrainError, RequestError, WorkError
+from posttrain.core.errors import PosttrainError, RequestError, StorageError, WorkError
 from posttrain.core.wire import DEADLINE_EXCEEDED, DIGEST_HEADER, TIMEOUT_HEADER
 from posttrain.rollout import __version__
 from posttrain.rollout.answering import DeadlineExceeded, answer, refusal
@@ -27,7 +27,7 @@ from posttrain.rollout.chat_page import page_routes
 from posttrain.rollout.policy import Policy
 from posttrain.rollout.requests import ChatRequest, CompletionRequest, GenerationRequest, parse
 from posttrain.rollout.scheduler import Overloaded, VersionNotHeld
-from posttrain.rollout.upload import Conflict, NoSpace, TooLarge, Uploads
+from posttrain.rollout.upload import Conflict, TooLarge, Uploads
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ def _answer_errors(app: FastAPI) -> None:
         (VersionNotHeld, 404, "model_not_found"),
         (Conflict, 409, "version_conflict"),
         (TooLarge, 413, "request_too_large"),
-        (NoSpace, 507, "no_space"),
+        (StorageError, 507, "no_space"),
         (DeadlineExceeded, 504, DEADLINE_EXCEEDED),
         (RequestError, 400, None),
         (ClientDisconnect, 400, "client_disconnected"),

@@ -91,7 +91,12 @@ class PolicyService:
 def _limits() -> dict[str, Any]:
     settings = _settings()
     uploads = {f"/v1/models/{settings.name}@": settings.max_upload_mb * MIB}
-    return {"max_body_bytes": settings.max_body_mb * MIB, "upload_limits": uploads, "pages": PAGE_PATHS}
+    return {
+        "max_body_bytes": settings.max_body_mb * MIB,
+        "upload_limits": uploads,
+        "pages": PAGE_PATHS,
+        "ends_process": True,
+    }
 
 
 PolicyService.add_asgi_middleware(ServiceMiddleware, **_limits())  # type: ignore[attr-defined]

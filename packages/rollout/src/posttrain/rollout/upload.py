@@ -4,16 +4,17 @@ Versions only go up. Until a push has succeeded, nothing of what serves changes.
 """
 
 import asyncio
-import errno
 import hashlib
 import re
 import tempfile
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from posttrain.core.errors import RequestError
+from posttrain.core.errors import PosttrainError, RequestError, StorageError
+from posttrain.core.files import NO_ROOM
 from posttrain.rollout.policy import Policy
 from posttrain.rollout.scheduler import Overloaded
 from posttrain.rollout.weights import read_weights
@@ -31,10 +32,6 @@ class Conflict(RequestError):
 
 class TooLarge(RequestError):
     """The body is larger than weights of this model can be."""
-
-
-class NoSpace(RequestError):
-    """The disk cannot hold the body."""
 
 
 class Uploads:
@@ -61,7 +58,13 @@ class Uploads:
 
     async def _take(self, version: int, digest: str, body: AsyncIterator[bytes]) -> str:
         # Without a name, so that nothing stays on the disk when the service is killed.
-        with tempfile.TemporaryFile(buffering=0) as file:
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(tempfile.TemporaryFile(buffering=0))
+            except OSError as error:
+                async for _ in body:  # as below
+                    pass
+                raise _unwritable(error) from error
             # The body is read also when it will be refused: a client that cannot finish sending sees a broken
             # connection instead of the answer.
             found = await self._store(body, file)
@@ -88,7 +91,7 @@ class Uploads:
     async def _store(self, body: AsyncIterator[bytes], file: FileIO) -> str:
         """Writes the body to `file` and returns its SHA-256."""
         sha, size = hashlib.sha256(), 0
-        failure: RequestError | None = None
+        failure: PosttrainError | None = None
         async for chunk in body:
             size += len(chunk)
             if size > self.limit or failure:
@@ -100,12 +103,18 @@ class Uploads:
                 while rest:  # a disk that fills up takes a part first
                     rest = rest[file.write(rest) :]
             except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-                failure = NoSpace("no space is left on the service's disk for the weights; the old ones serve on")
+                failure = _unwritable(error)
         if failure:
             raise failure
         return sha.hexdigest()
+
+
+def _unwritable(error: OSError) -> StorageError:
+    # Not by name: whoever pushes need not know the service's folders.
+    why = "no space is left on the service's disk for the weights"
+    if error.errno not in NO_ROOM:
+        why = f"the weights cannot be written on the service's disk ({error.strerror})"
+    return StorageError(f"{why}; the old ones serve on")
 
 
 async def _to_the_end(work: Callable[..., None], *arguments: Any) -> None:

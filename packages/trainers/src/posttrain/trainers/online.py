@@ -17,6 +17,7 @@ import torch
 
 from posttrain.core.metrics import MetricsLog, Progress
 from posttrain.core.seeds import derive_seed
+from posttrain.core.termination import Terminated, ending_in_order
 from posttrain.data.sources import Source
 from posttrain.trainers.adapters import save_trained
 from posttrain.trainers.batch import Batch, Minibatch, collate, split_minibatches
@@ -103,7 +104,7 @@ class OnlineLoop:
     def train(self) -> dict[str, Any]:
         """Runs the steps that are left, writes the checkpoint and returns the summary for provenance."""
         phases = Phases()
-        with Progress(self.steps, "training") as progress:
+        with Progress(self.steps, "training") as progress, ending_in_order() as ending:
             while self.position.step < self.steps and not self.spending.exhausted:
                 step = self.position.step
                 metrics = self.validate(phases)
@@ -125,9 +126,13 @@ class OnlineLoop:
                 self.spending.add(row)
                 # What is saved begins after this row, so the seconds of a save stand in the next one.
                 phases = Phases()
-                if self.position.step % self.settings.save_every == 0 and self.position.step < self.steps:
+                asked = ending.asked
+                due = asked or self.position.step % self.settings.save_every == 0
+                if due and self.position.step < self.steps:
                     with phases("save"):
                         save_state(self.learners.accelerator, self.inputs.run.state, self.position.step)
+                    if asked:
+                        raise Terminated
                 progress.advance(self.position.step, reward=metrics["reward/mean"], kl=metrics.get("kl", 0.0))
         if self.settings.validate_every:
             validation = self.validate(phases, last=True)

@@ -85,8 +85,9 @@ class VersionedPolicy:
         place = self._folder or Path(tempfile.gettempdir())
         with disk_errors(place):
             place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="posttrain-weights-", dir=place) as folder:
-            file = Path(folder) / "weights.safetensors"
+            folder = tempfile.TemporaryDirectory(prefix="posttrain-weights-", dir=place)
+        with folder as name:
+            file = Path(name) / "weights.safetensors"
             with disk_errors(place):
                 self._write(file, self._dtype)
             self._client.push(step + self._shift, file)

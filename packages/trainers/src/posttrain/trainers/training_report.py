@@ -14,6 +14,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from posttrain.core.errors import Diverged
 from posttrain.core.files import read_json
 from posttrain.core.metrics import MetricsLog, Progress
+from posttrain.core.termination import Ending, Terminated, ending_in_order
 from posttrain.trainers.accounts import RowAccount, totals
 from posttrain.trainers.offline import OfflineSettings
 from posttrain.trainers.phases import Laps
@@ -50,7 +51,7 @@ class Trained(Generic[HeldOutT]):
 
 
 class Reporter(TrainerCallback, Generic[HeldOutT]):
-    """Tells what a run does while it trains, and ends it when its time is over."""
+    """Tells what a run does while it trains, ends it when its time is over, and saves it where it is asked to end."""
 
     def __init__(
         self,
@@ -61,8 +62,10 @@ class Reporter(TrainerCallback, Generic[HeldOutT]):
         evaluation: Evaluation[HeldOutT],
         settings: OfflineSettings,
         start_step: int,
+        ending: Ending,
     ) -> None:
         """`tokens` are those trained up to the end of each step."""
+        self.ending, self.ended = ending, False
         self.log, self.progress, self.laps, self.tokens = log, progress, laps, tokens
         self.evaluation, self.settings, self.start_step = evaluation, settings, start_step
         self.update_before = laps.seconds["update"]
@@ -88,6 +91,8 @@ class Reporter(TrainerCallback, Generic[HeldOutT]):
             self.evaluated = self.evaluation.logged(self.held_out)
             self.laps.lap("evaluation")
             control.should_log = True
+        if self.ending.asked and not last:
+            self.ended = control.should_log = control.should_save = control.should_training_stop = True
         self.progress.advance(step)
 
     def on_log(
@@ -151,10 +156,12 @@ def train_and_report(
     laps, trainer.max_seconds = trainer.laps, settings.max_seconds
     laps.seconds.update({**(read_json(checkpoint / COMPLETE) if checkpoint else {}), **(before or {})})
     trainer.remove_callback(PrinterCallback)
-    with Progress(len(tokens), label) as progress:
-        reporter = Reporter(metrics, progress, laps, tokens, evaluation, settings, start)
+    with Progress(len(tokens), label) as progress, ending_in_order() as ending:
+        reporter = Reporter(metrics, progress, laps, tokens, evaluation, settings, start, ending)
         trainer.add_callback(reporter)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if reporter.ended:
+            raise Terminated
     held_out = reporter.held_out
     if held_out is None:  # resumed behind the last step
         laps.start()

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from posttrain.core.clients import ServiceUnavailable
-from posttrain.core.errors import PosttrainError, RequestError
+from posttrain.core.errors import PosttrainError, RequestError, StorageError
 from posttrain.core.wire import DEADLINE_EXCEEDED, error_body
 from posttrain.llm_judge import __version__
 from posttrain.llm_judge.judgements import JudgeRefused
@@ -61,6 +61,7 @@ ERRORS: list[tuple[type[PosttrainError], int, str | None]] = [
     (ServiceUnavailable, 503, "judge_unavailable"),
     (DeadlineExceeded, 504, DEADLINE_EXCEEDED),
     (JudgeRefused, 500, "judge_refused"),
+    (StorageError, 507, "no_space"),
     (PosttrainError, 500, "work_failed"),
 ]
 """Kinds of errors with their status and code, the most particular ones first."""

@@ -26,8 +26,9 @@ ERRORS = {
     500: "The judge or the store failed.",
     503: "Too much waits already, or the judge is away; come again after Retry-After seconds.",
     504: "No answer within the deadline. What was judged is kept.",
+    507: "The service's disk is full or cannot be written. What was judged before is kept.",
 }
-EVERYWHERE = (400, 401, 403, 408, 413, 500, 503, 504)
+EVERYWHERE = (400, 401, 403, 408, 413, 500, 503, 504, 507)
 """Errors that any route may give."""
 
 

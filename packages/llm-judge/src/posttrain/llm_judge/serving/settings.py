@@ -34,8 +34,8 @@ class ChatBackend(ChatSettings):
     base_url: Url | None = None
     """With or without /v1; None: OPENAI_BASE_URL, else OpenAI's own."""
     api_key_variable: str | None = None
-    """The environment variable that holds the server's key, or with _FILE after it the name of a file that does. None: OPENAI_API_KEY where `base_url` is OPENAI_BASE_URL
-    or None, and else no key is sent."""
+    """The environment variable that holds the server's key, or with _FILE after it the name of a file that does. None:
+    OPENAI_API_KEY where `base_url` is OPENAI_BASE_URL or None, and else no key is sent."""
     price: Price | None = None
     """Without one costs are not known."""
     timeout_seconds: float = Field(default=TIMEOUT, gt=0)

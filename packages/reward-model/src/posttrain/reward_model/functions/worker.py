@@ -28,6 +28,7 @@ MIB = 1 << 20
 def main(descriptor: int, parent: int, memory_mib: int) -> None:
     """Serves the channel until the other end is closed."""
     die_with_parent(parent, signal.SIGKILL)
+    _outlive_sigterm()
     _limit_memory(memory_mib)
     # What a function prints belongs to the service's log, not to what a caller of the service may read.
     os.dup2(2, 1)
@@ -60,6 +61,19 @@ def _line(error: BaseException, path: str) -> str:
     """Where in the user's file an error came from, as far as it did."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if path and frame.filename == path]
     return f" at {Path(path).name}:{lines[-1]}" if lines else ""
+
+
+def _outlive_sigterm() -> None:
+    """BentoML's supervisor sends it to the service and to its processes alike, and the service still answers what is in
+    flight: it is the service that ends this process. Not for what the function starts."""
+    process = os.getpid()
+
+    def here_only(number: int, _: object) -> None:
+        if os.getpid() != process:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, here_only)
 
 
 def _limit_memory(mib: int) -> None:
