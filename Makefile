@@ -45,7 +45,7 @@ setup: $(READY) ## Create .venv with all packages, editable, and the tools, as c
 
 # The build tools come first, so that not every package builds an environment of its own for them, and all modules are
 # compiled at the end on every core: together that halves the time. (Some packages ship templates that do not compile.)
-$(READY): constraints.txt requirements-build.txt requirements-dev.txt $(wildcard packages/*/pyproject.toml)
+$(READY): constraints.txt requirements-build.txt requirements-dev.txt $(wildcard packages/*/pyproject.toml packages/*/src/posttrain/*/__init__.py)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "$(PYTHON) is older than Python 3.11: make setup PYTHON=…" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -154,8 +154,7 @@ release: $(READY) ## Release PACKAGE by BUMP=major, minor or patch (first: the v
 	python -m delivery release '$(PACKAGE)' '$(BUMP)' $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 sbom: $(READY) ## Write every image's bill of materials (CycloneDX) and licence list into dist/ (ARGS=PATH: an environment's).
-	python -m delivery sbom $(ARGS)
-	python -m delivery licences $(ARGS)
+	python -m delivery sbom --licences dist/licences $(ARGS)
 
 audit: $(READY) ## Look for known holes in the pinned versions, where pip-audit's database can be reached.
 	python -m delivery audit $(ARGS)

@@ -190,7 +190,11 @@ def test_a_folder_needs_no_engine_and_gives_both_documents(system, monkeypatch, 
         arguments = [command, str(system), "--out", str(tmp_path / command)]
         assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
     assert [path.name for path in (tmp_path / "sbom").iterdir()] == [f"{system.name}.cdx.json"]
-    assert "| posttrain-core | 0.1.0 | Apache-2.0 |" in (tmp_path / "licences" / f"{system.name}.md").read_text()
+    listed = (tmp_path / "licences" / f"{system.name}.md").read_text()
+    assert "| posttrain-core | 0.1.0 | Apache-2.0 |" in listed
+    arguments = ["sbom", str(system), "--out", str(tmp_path / "sbom"), "--licences", str(tmp_path / "both")]
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    assert (tmp_path / "both" / f"{system.name}.md").read_text() == listed
 
 
 def test_a_folder_without_distributions_is_refused(tmp_path):
