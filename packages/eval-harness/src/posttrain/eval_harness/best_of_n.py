@@ -18,7 +18,8 @@ from typing import Any, Protocol
 from posttrain.core.clients import Completion, RewardClient
 from posttrain.core.errors import RequestError
 from posttrain.core.seeds import derive_seed
-from posttrain.eval_harness.model import Limits, Shared, WeightlessLM
+from posttrain.eval_harness.taskwise import Limits
+from posttrain.eval_harness.weightless import WeightlessLM
 
 
 class Sampler(Protocol):
@@ -69,7 +70,7 @@ class BestOfLM(WeightlessLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """As CheckpointLM's, and remembers the messages for the reward."""
-        text: str = super().apply_chat_template(chat_history, add_generation_prompt)
+        text = super().apply_chat_template(chat_history, add_generation_prompt)
         if add_generation_prompt:
             self._conversations[text] = (chat_history, "")
         else:
@@ -77,7 +78,7 @@ class BestOfLM(WeightlessLM):
         return text
 
     def _generate(
-        self, requests: Sequence[Any], prompts: Sequence[list[int]], limits: Limits, shared: Shared | None
+        self, requests: Sequence[Any], prompts: Sequence[list[int]], limits: Limits, shared: Any
     ) -> list[str]:
         seeds = [self.seed_of(request) for request in requests]
 
@@ -120,6 +121,5 @@ class BestOfLM(WeightlessLM):
         self._note_reason(request, reason)
         return text
 
-    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """RequestError: a choice among samples has no likelihood that could be computed."""
-        raise RequestError(f"task {requests[0].task_name} asks for likelihoods, which best of n has not; leave it out")
+    def _likelihoods(self, requests: list[Any], batch_size: int) -> list[tuple[float, bool]]:
+        raise RequestError(f"task {self._task} asks for likelihoods, which best of n has not; leave it out")

@@ -13,6 +13,7 @@ from rich.console import Console
 from posttrain.core.errors import Interrupted, RequestError
 from posttrain.core.files import read_json
 from posttrain.core.hashing import digest_checkpoint, digest_json
+from posttrain.eval_harness.backends import refuse_backend
 from posttrain.eval_harness.catalog import NANO_TASKS
 from posttrain.eval_harness.options import posed, print_stages, refuse_half_a_stage, sampled
 from posttrain.eval_harness.presets import preset as find_preset
@@ -71,7 +72,9 @@ def evaluate_checkpoint(
         print_stages(append, console, as_json)
         return
     chosen = find_preset(preset) if preset is not None else None
-    # A wrong checkpoint is told before the five seconds that lm-eval takes to import.
+    # What is wrong is told before the five seconds that lm-eval takes to import.
+    if best_of is None:
+        refuse_backend(backend)
     identity = _identity(checkpoint, tokenizer, revision, backend, policy_url)
     named = tasks if tasks is not None else ",".join(chosen.tasks if chosen else NANO_TASKS)
     names = [name.strip() for name in named.split(",") if name.strip()]

@@ -10,8 +10,9 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.core.errors import RequestError, WorkError, suggest
+from posttrain.core.errors import RequestError, WorkError
 from posttrain.core.results import append_result
+from posttrain.eval_harness.backends import refuse_backend
 from posttrain.eval_harness.catalog import load_tasks
 from posttrain.eval_harness.generation_tasks import refuse_likelihood_tasks
 from posttrain.eval_harness.posing import Posing
@@ -24,8 +25,6 @@ from posttrain.eval_harness.samples import Samples
 if TYPE_CHECKING:
     from posttrain.eval_harness.best_of_n import BestOf
     from posttrain.eval_harness.service_lm import Service
-
-BACKENDS = ("hf", "service", "vllm")
 
 
 def evaluate(
@@ -132,8 +131,8 @@ def _check(
     results_path: Path | None,
     identity: Mapping[str, Any] | None,
 ) -> None:
-    if backend not in BACKENDS:
-        raise RequestError(f"unknown backend '{backend}' {suggest(backend, BACKENDS)}")
+    if best_of is None:
+        refuse_backend(backend)
     if backend == "service" and service_url is None:
         raise RequestError("--backend service asks a policy endpoint; give its address by --policy-url")
     if best_of is not None and (samples is not None or backend != "hf"):
@@ -205,16 +204,19 @@ def _model(
     service: "Service | None",
     dtype: str | None,
 ) -> Any:
-    import torch
-
-    from posttrain.eval_harness.best_of_n import BestOfLM
-    from posttrain.eval_harness.model import CheckpointLM
-    from posttrain.eval_harness.service_lm import ServiceLM
-
+    # Each is imported alone: only the last of them needs torch.
     if best_of is not None:
+        from posttrain.eval_harness.best_of_n import BestOfLM
+
         return BestOfLM(checkpoint, batch_size, revision, best_of)
     if service is not None:
+        from posttrain.eval_harness.service_lm import ServiceLM
+
         return ServiceLM(checkpoint, batch_size, revision, service)
+    import torch
+
+    from posttrain.eval_harness.model import CheckpointLM
+
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     precision = getattr(torch, dtype) if dtype else torch.float32 if device == "cpu" else "auto"
     return CheckpointLM(checkpoint, batch_size, device, precision, revision)

@@ -15,7 +15,8 @@ from lm_eval.models.utils import postprocess_generated_text
 
 from posttrain.core.clients import PolicyClient
 from posttrain.core.errors import WorkError
-from posttrain.eval_harness.model import Limits, Shared, WeightlessLM
+from posttrain.eval_harness.taskwise import Limits
+from posttrain.eval_harness.weightless import WeightlessLM
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ class ServiceLM(WeightlessLM):
     def __init__(self, checkpoint: str, batch_size: int, revision: str | None, service: Service) -> None:
         super().__init__(checkpoint, batch_size, revision)
         if service.context is not None:
-            self._max_length = min(self.max_length, service.context)
+            self.max_length = min(self.max_length, service.context)
         self._api = _Completions(service, self.tokenizer, self.max_length, batch_size)
 
     def _generate(
-        self, requests: Sequence[Any], prompts: Sequence[list[int]], limits: Limits, shared: Shared | None
+        self, requests: Sequence[Any], prompts: Sequence[list[int]], limits: Limits, shared: Any
     ) -> list[str]:
         settings = {**limits.settings, "until": list(limits.stops), "max_gen_toks": limits.new_tokens}
         if limits.plain and not limits.temperature:
