@@ -1,16 +1,12 @@
 """The online loop with services in this process: versions, seeds, groups, what is logged, what is refused."""
 
 import dataclasses
-import errno
-import os
-import signal
 import sys
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from accelerate import Accelerator
 
 sys.path.insert(0, str(Path(__file__).parent))
 from online_fakes import (
@@ -21,8 +17,7 @@ from online_fakes import (
     weights,
 )
 
-from posttrain.core.errors import RequestError, StorageError
-from posttrain.core.termination import Terminated
+from posttrain.core.errors import RequestError
 from posttrain.trainers import ppo
 from posttrain.trainers.online import OnlineLoop, train_online
 from posttrain.trainers.online_method import OnlineMethod
@@ -162,60 +157,3 @@ def test_a_step_whose_groups_are_all_refused_goes_on_without_an_update(tmp_path)
     assert [row["groups_refused"] for row in rows_without_times(inputs.run)] == [4, 4]
     start = safetensors.torch.load_file(inputs.start / "model.safetensors")
     assert all(torch.equal(start[name], tensor) for name, tensor in weights(inputs.run).items())
-
-
-def test_sigterm_saves_the_state_at_the_end_of_the_step_and_the_run_goes_on_to_the_same_bits(tmp_path):
-    settings = tiny_settings(steps=4, save_every=100)
-    whole, broken = tiny_inputs(tmp_path, "whole"), tiny_inputs(tmp_path, "broken")
-    ppo.train(settings, whole)
-    complete = broken.policy.complete
-
-    def ended(prompts, **arguments):
-        if arguments["version"] == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return complete(prompts, **arguments)
-
-    broken.policy.complete = ended
-    with pytest.raises(Terminated):
-        ppo.train(settings, broken)
-    assert [folder.name for folder in broken.run.state.iterdir()] == ["step-000003"]
-    again = tiny_inputs(tmp_path, "broken")
-    ppo.train(settings, again)
-    assert len(again.policy.asked) == 1
-    assert same_bits(whole.run, again.run)
-    assert rows_without_times(whole.run) == rows_without_times(again.run)
-
-
-def test_sigterm_in_the_last_step_lets_the_run_finish(tmp_path):
-    inputs = tiny_inputs(tmp_path)
-    complete = inputs.policy.complete
-
-    def ended(prompts, **arguments):
-        if arguments["version"] == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return complete(prompts, **arguments)
-
-    inputs.policy.complete = ended
-    assert ppo.train(tiny_settings(steps=2), inputs)["steps"] == 2
-
-
-def test_a_disk_that_is_full_at_a_save_loses_nothing_and_the_run_goes_on_once_there_is_room(tmp_path, monkeypatch):
-    settings = tiny_settings(steps=3, save_every=1)
-    whole, broken = tiny_inputs(tmp_path, "whole"), tiny_inputs(tmp_path, "broken")
-    ppo.train(settings, whole)
-    save = Accelerator.save_state
-
-    def full(self, folder, **options):
-        save(self, folder, **options)
-        if folder.endswith(".tmp") and "step-000002" in folder:
-            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), folder)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Accelerator, "save_state", full)
-        with pytest.raises(StorageError, match="no space left to write .*step-000002; free some"):
-            ppo.train(settings, broken)
-    assert [folder.name for folder in broken.run.state.iterdir()] == ["step-000001"]
-    again = tiny_inputs(tmp_path, "broken")
-    ppo.train(settings, again)
-    assert same_bits(whole.run, again.run)
-    assert rows_without_times(whole.run) == rows_without_times(again.run)
