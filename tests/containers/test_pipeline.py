@@ -15,7 +15,7 @@ from tests.containers.pipeline import Training, contained, logged_rows, uncontai
 from tests.containers.services import wait_until_ready
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(3600)]
-STEPS = 40
+STEPS = 24
 SETTINGS = (f"steps={STEPS}", "prompts_per_step=16", "max_new_tokens=16", "minibatches=2", "save_every=10")
 RUN = "POSTTRAIN_PPO_RUN"
 """Names a finished run directory of `posttrain train ppo`: it is trained again, at its length, in containers."""
