@@ -97,6 +97,7 @@ def _debian_packages(root: Path) -> list[dict[str, Any]]:
                     "summary": str(fields.get("Description", "")).partition("\n")[0],
                     "license_names": _licence_names(copyright_file),
                     "license_references": sorted(set(re.findall(r"/common-licenses/([\w.+-]*[\w+])", copyright_file))),
+                    "license_text": "" if _machine_readable(copyright_file) else copyright_file[:LONGEST_TEXT],
                 }
             )
     return sorted(found, key=lambda package: (package["name"], package["architecture"]))
@@ -117,9 +118,13 @@ def _copyright(root: Path, name: str) -> str:
 
 def _licence_names(copyright_file: str) -> list[str]:
     """The short names of Debian's machine-readable form, each once; empty where the file is prose."""
-    if not re.search(r"^Format(-Specification)?:", copyright_file[:500], re.MULTILINE):
+    if not _machine_readable(copyright_file):
         return []
     return sorted(set(re.findall(r"^License:[ \t]*(\S.*?)[ \t]*$", copyright_file, re.MULTILINE)))
+
+
+def _machine_readable(copyright_file: str) -> bool:
+    return bool(re.search(r"^Format(-Specification)?:", copyright_file[:500], re.MULTILINE))
 
 
 def _release(root: Path) -> dict[str, str]:

@@ -29,8 +29,9 @@ def licence_rows(inventory: Mapping[str, Any]) -> list[Row]:
 def licence_list(subject: str, rows: list[Row]) -> str:
     """The list as Markdown.
 
-    Strong copyleft is told apart by kind: Debian's programs stand beside this project's code, a Python library is
-    imported into it.
+    Python libraries are named, for they are imported beside this project's code. Debian's packages are counted: their
+    terms are those of every file of the source that they were made from, tests and packaging too, so that nearly all of
+    them show the GPL.
     """
     lines = [f"# Licences of {subject}", ""]
     for kind, title in (("python", "Python distributions"), ("debian", "Debian packages")):
@@ -39,9 +40,12 @@ def licence_list(subject: str, rows: list[Row]) -> str:
             continue
         strong = [row for row in mine if row.licences.copyleft == Copyleft.STRONG]
         unknown = [row for row in mine if not row.licences.known]
+        say = _names if kind == "python" else _number
         lines += [f"## {len(mine)} {title}", ""]
-        lines.append(f"- Strong copyleft: {_names(strong)}.")
-        lines.append(f"- No SPDX id is sure for all their terms: {_names(unknown)}.")
+        if kind == "debian":
+            lines.append("- Terms are those of every file of a package's source, tests and packaging too.")
+        lines.append(f"- Strong copyleft: {say(strong)}.")
+        lines.append(f"- No SPDX id is sure for all their terms: {say(unknown)}.")
         lines.append(f"- {_counts(mine)}.")
         lines += ["", "| component | version | licences | |", "|---|---|---|---|"]
         lines += [
@@ -75,6 +79,10 @@ def _remark(row: Row) -> str:
 
 def _names(rows: list[Row]) -> str:
     return ", ".join(row.name for row in rows) or "none"
+
+
+def _number(rows: list[Row]) -> str:
+    return str(len(rows))
 
 
 def _counts(rows: list[Row]) -> str:

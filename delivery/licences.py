@@ -114,6 +114,10 @@ DEBIAN = {
     "mpl-1.1": "MPL-1.1",
     "mpl-2.0": "MPL-2.0",
     "apache-2": "Apache-2.0",
+    "bsd-3": "BSD-3-Clause",
+    "mpl-2": "MPL-2.0",
+    "gfdl-niv-1.3": "GFDL-1.3-no-invariants-only",
+    "gfdl-niv-1.3+": "GFDL-1.3-no-invariants-or-later",
 }
 """Debian's short names that SPDX has under another one; the GNU ones are a rule."""
 
@@ -141,10 +145,13 @@ def python_licences(distribution: Mapping[str, Any]) -> Licences:
 
 
 def debian_licences(package: Mapping[str, Any]) -> Licences:
-    """The licences of a Debian package: those of all its files, and where its copyright file is prose the names of
-    the common licences that it refers to, whose "or later" only a reader can tell."""
+    """The licences of a Debian package: those of all files of its source. Where its copyright file is prose, what is
+    recognised in it and the common licences that it refers to, whose "or later" only a reader can tell."""
     if not package["license_names"]:
-        return Licences(names=tuple(package["license_references"]))
+        references = package["license_references"]
+        sure = _once([*recognised(package["license_text"]), *(found for found in map(_valid, references) if found)])
+        unsure = tuple(name for name in references if not _valid(name))
+        return Licences(sure, unsure, concluded=bool(sure))
     found = {name: _debian_spdx(name) for name in package["license_names"]}
     spdx = _once(expression for expression in found.values() if expression)
     return Licences(spdx, tuple(name for name, expression in found.items() if not expression))
@@ -177,8 +184,20 @@ def _valid(expression: str) -> str:
     return str(parsed.render()) if parsed is not None else ""
 
 
+EXCEPTIONS = {
+    "with Bison exception": "WITH Bison-exception-2.2",
+    "with Texinfo exception": "WITH Texinfo-exception",
+    "with Linux-syscall-note exception": "WITH Linux-syscall-note",
+}
+"""Debian's names of exceptions to the GPL that are one thing in SPDX (Autoconf's, say, are several)."""
+
+
 def _debian_spdx(name: str) -> str:
     """Debian's short name (`GPL-2+ or Expat`) as an SPDX expression; empty where SPDX has no such thing."""
+    for debian, exception in EXCEPTIONS.items():
+        if name.endswith(debian):
+            term = _debian_spdx(name.removesuffix(debian).strip())
+            return _valid(f"{term} {exception}") if term else ""
     words = re.split(r"\s*,?\s+(or|and)\s+", name)
     return _valid(" ".join(word.upper() if word in ("or", "and") else _debian_term(word) for word in words))
 

@@ -90,8 +90,8 @@ def test_each_text_is_known_by_its_own_words():
     assert recognised("All rights reserved.") == []
 
 
-def debian(*names, references=()):
-    return debian_licences({"license_names": list(names), "license_references": list(references)})
+def debian(*names, references=(), text=""):
+    return debian_licences({"license_names": list(names), "license_references": list(references), "license_text": text})
 
 
 @pytest.mark.parametrize(
@@ -105,6 +105,8 @@ def debian(*names, references=()):
         ("Zlib", "Zlib"),
         ("GPL-1+ or Artistic", "GPL-1.0-or-later OR Artistic-1.0-Perl"),
         ("LGPL-3+ or GPL-2+", "LGPL-3.0-or-later OR GPL-2.0-or-later"),
+        ("GPL-3+ with Bison exception", "GPL-3.0-or-later WITH Bison-exception-2.2"),
+        ("GFDL-NIV-1.3+", "GFDL-1.3-no-invariants-or-later"),
     ],
 )
 def test_debians_short_names_are_spdx(name, expected):
@@ -117,7 +119,9 @@ def test_debians_names_without_an_spdx_id_stay_beside_those_that_have_one():
 
 
 def test_a_copyright_file_in_prose_gives_the_licences_it_refers_to():
-    assert debian(references=["GPL-2"]) == Licences(names=("GPL-2",))
+    assert debian(references=["LGPL"]) == Licences(names=("LGPL",))
+    found = debian(references=["Apache-2.0", "LGPL"], text=f"In prose.\n{MIT}")
+    assert found == Licences(("MIT", "Apache-2.0"), ("LGPL",), concluded=True)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +167,13 @@ def inventory():
             "license_texts": [],
         }
 
-    package = {"name": "bash", "version": "5.2", "license_names": ["GPL-3+"], "license_references": []}
+    package = {
+        "name": "bash",
+        "version": "5.2",
+        "license_names": ["GPL-3+"],
+        "license_references": [],
+        "license_text": "",
+    }
     python = [distribution("mild", "MIT"), distribution("strict", "GPL-3.0-only"), distribution("silent", "")]
     return {"python": [*python, distribution("mild", "MIT")], "debian": [package]}
 
@@ -176,7 +186,9 @@ def test_the_list_names_what_needs_a_look_first():
     assert "- No SPDX id is sure for all their terms: silent.\n" in text
     assert "| strict | 1.0 | GPL-3.0-only | strong copyleft |" in text
     assert "| silent | 1.0 | unknown | unknown |" in text
-    assert "## 1 Debian packages\n\n- Strong copyleft: bash.\n" in text
+    assert "## 1 Debian packages\n" in text
+    assert "- Strong copyleft: 1.\n" in text
+    assert "| bash | 5.2 | GPL-3.0-or-later | strong copyleft |" in text
     assert text.count("| mild |") == 1
 
 
