@@ -87,3 +87,8 @@ def serving(reply, **options):
         finally:
             server.shutdown()
             thread.join()
+
+
+def parrot(messages):
+    """A model that repeats the last message."""
+    return f"you said {messages[-1]['content']}"
