@@ -1,6 +1,7 @@
 """A release in a clone of a miniature repository: what it makes and refuses, and that a failure changes nothing."""
 
 import re
+import shutil
 import subprocess
 import tarfile
 import zipfile
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from delivery import changelog, release_image
 from delivery.__main__ import app
 from delivery.build import build_distributions, commit_time
+from delivery.engines import VARIABLE, find_engine
 from delivery.packages import read_packages
 from delivery.release import next_steps, plan_release, release
 from posttrain.core.errors import PosttrainError, RequestError, WorkError
@@ -35,19 +37,24 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-@pytest.fixture
-def clone(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """core, and data and lab that need it; one commit on main."""
-    root = tmp_path / "clone"
+    root = tmp_path_factory.mktemp("original") / "clone"
     write_package(root, "core")
     write_package(root, "data", needs='["posttrain-core>=0.1,<0.2"]')
     write_package(root, "lab", needs='["posttrain-core[stats]>=0.1,<0.2", "posttrain-data>=0.1,<0.2"]')
     (root / ".gitignore").write_text("dist/\n__pycache__/\n")
-    git(tmp_path, "init", "--quiet", "--initial-branch", "main", str(root))
+    git(root, "init", "--quiet", "--initial-branch", "main")
     git(root, "config", "user.name", "Somebody")
     git(root, "config", "user.email", "somebody@example.org")
     commit(root, "Everything")
     return root
+
+
+@pytest.fixture
+def clone(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "clone"))
 
 
 def commit(root: Path, message: str) -> None:
@@ -289,3 +296,28 @@ def test_every_changelog_of_this_repository_can_be_released():
             after = changelog.released(text, "9.9.9", "2026-03-04")
             assert re.search(r"^## Unreleased\n\n## 9\.9\.9 \(2026-03-04\)\n\n- ", after, re.MULTILINE)
             assert sorted(after.split()) == sorted([*text.split(), "##", "9.9.9", "(2026-03-04)"])
+
+
+@pytest.mark.long
+def test_the_image_is_built_from_the_releases_own_tree(tmp_path, monkeypatch):
+    """In a clone of this repository, with a program in the engine's place that writes down what it is asked for."""
+    here = Path(__file__).resolve().parents[1]
+    if not (here / ".git").exists():
+        pytest.skip("these sources are in no clone")
+    tree, log, program = tmp_path / "tree", tmp_path / "log", tmp_path / "engine"
+    git(tmp_path, "clone", "--quiet", "--shared", str(here), str(tree))
+    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > "{log}"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv(VARIABLE, str(program))
+    monkeypatch.setattr(release_image, "find_engine", lambda: find_engine("tool"))
+    said = release_image.build_release_image(tree, read_packages(tree)["data"])
+    version = read_packages(tree)["data"].version
+    assert said == f"image posttrain/data:{version}"
+    asked = log.read_text().splitlines()
+    assert asked[0] == "build"
+    assert asked[-1] == str(tree)
+    assert f"posttrain/data:{version}" in asked
+    assert f"GIT_COMMIT={git(tree, 'rev-parse', 'HEAD')}" in asked
+    program.write_text("#!/bin/sh\nexit 3\n")
+    with pytest.raises(WorkError, match="building the image of data failed"):
+        release_image.build_release_image(tree, read_packages(tree)["data"])
