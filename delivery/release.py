@@ -8,6 +8,7 @@ that fails leaves the clone as it was, and what was built is what the tag names.
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from delivery.checkout import detached_worktree, git, require_clean_main, run_gi
 from delivery.packages import Package, named, read_packages, set_range, set_version
 from delivery.versions import bumped, compatible_range
 from posttrain.core.errors import RequestError, WorkError
+from posttrain.core.files import disk_errors
 
 BuildImage = Callable[[Path, Package], str]
 """Builds the image of a package from the tree that it lies in; gives a line: what was built, or why nothing was."""
@@ -86,8 +88,11 @@ def release(root: Path, plan: Plan, build_image: BuildImage) -> list[str]:
     WorkError where a step failed: clone and dist/ are as they were. Only an image that was built by then stays.
     """
     dist = root / "dist"
-    dist.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=dist, prefix=".release-") as folder, detached_worktree(root) as tree:
+    with ExitStack() as stack:
+        stack.enter_context(disk_errors(dist))
+        dist.mkdir(exist_ok=True)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=dist, prefix=".release-"))
+        tree = stack.enter_context(detached_worktree(root))
         commit = _commit(tree, plan)
         package = read_packages(tree)[plan.package.name]
         built = build_distributions(package, commit_time(tree), Path(folder))

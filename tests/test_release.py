@@ -194,6 +194,16 @@ def test_an_image_that_fails_leaves_the_clone_as_it_was(clone):
     assert state(clone) == before
 
 
+def test_a_place_for_what_is_built_that_is_no_folder_is_a_line(clone):
+    (clone / ".gitignore").write_text("dist\n__pycache__/\n")
+    commit(clone, "Other ignored files")
+    (clone / "dist").write_text("a file")
+    before = state(clone)
+    with pytest.raises(WorkError, match=r"cannot write .*/dist: File exists"):
+        do(clone, "core", "first")
+    assert state(clone) == before
+
+
 def test_main_that_moved_meanwhile_is_left_where_it_is(clone):
     """Somebody commits while the image is built: the release would not be main's next commit any more."""
 
