@@ -198,9 +198,7 @@ def test_show_takes_a_groups_items_from_the_files_of_its_tasks(scripted, nano_it
         ]
 
 
-def test_show_asks_which_where_a_checkpoint_was_evaluated_in_two_ways(
-    scripted, nano_items, with_show, tmp_path, capfd
-):
+def test_show_asks_which_where_a_checkpoint_was_evaluated_in_two_ways(scripted, nano_items, with_show, tmp_path, capfd):
     nano_items([{"id": str(n), "question": f"Q{n}?", "choices": ["a", "bb"], "answer": n} for n in range(2)])
     scripted(prefer=lambda doc, choice: -len(choice))
     evaluate("unused", ["nano_choice"], out_dir=tmp_path / "hf")

@@ -373,9 +373,6 @@ def test_data_of_the_hub_without_a_commit_are_told_with_the_one_they_are_taken_a
     at = {"sft": {"revision": one}, "prompts": {"revision": other}, "validation": {"revision": one}, "pairs": None}
     conditions = {f"data.{name}": described for name, described in at.items()}
     conditions |= {"base.revision": one, "data.measured": {"path": "nano"}, "data.preference_prompts": {"digest": one}}
-    assert moving_data(recipe, conditions) == [
-        f"data.sft: a/b has no fixed commit and is taken at {one}; set data.sft.revision to that to compare on the same "
-        "rows another day",
-        f"data.validation: e/f has no fixed commit and is taken at {one}; set data.validation.revision to that to "
-        "compare on the same rows another day",
-    ]
+    sft, validation = moving_data(recipe, conditions)
+    assert sft.startswith(f"data.sft: a/b has no fixed commit and is taken at {one}; set data.sft.revision to that")
+    assert validation.startswith(f"data.validation: e/f has no fixed commit and is taken at {one}; set data.validation")

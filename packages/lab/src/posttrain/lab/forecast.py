@@ -174,7 +174,7 @@ def _offline_micro_batch(
 
 
 def _services(recipe: Recipe, shape: ModelShape, gpu: Gpu, stage: NeededStage) -> dict[str, int]:
-    """The processes beside the trainer: the policy in the recipe's precision, a reward model in fp32, as it is saved."""
+    """The processes beside the trainer: the policy in the recipe's precision, a reward model in fp32 as it is saved."""
     memory: dict[str, int] = {}
     sampled = _sampled(recipe, stage)
     if sampled:

@@ -32,9 +32,9 @@ def load_engine(
 ) -> Engine:
     """The engine of a checkpoint folder or Hub id. `eos_ids` come on top of those of its generation config.
 
-    `kind` auto is native on a CPU wherever it can be, and else torch, which is said in the log. `dtype` as the service's
-    setting. RequestError when the checkpoint is no causal language model in safetensors, or the kind asked for cannot
-    serve it.
+    `kind` auto is native on a CPU wherever it can be, and else torch, which is said in the log. `dtype` is the setting
+    of the service. RequestError when the checkpoint is no causal language model in safetensors, or the kind asked for
+    cannot serve it.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     computed = dtype_on(device.type, dtype)
