@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def show(
-    path: Annotated[Path, typer.Argument(help="An evaluation's folder (runs/eval/…/hf), a checkpoint's, or an item file.")],
+    path: Annotated[
+        Path, typer.Argument(help="An evaluation's folder (runs/eval/…/hf), a checkpoint's, or an item file.")
+    ],
     task: Annotated[str | None, typer.Option(help="Only this task's items.")] = None,
     wrong: Annotated[bool, typer.Option("--wrong", help="Only items below the full score.")] = False,
     rows: Annotated[int | None, typer.Option(help="At most so many items a task.", min=1)] = None,
