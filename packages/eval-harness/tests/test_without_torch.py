@@ -102,6 +102,7 @@ def test_a_service_is_evaluated_without_torch_and_without_weights(weightless, tm
         asked += ["--tasks", "nano_problems,nano_choice", "--out", str(tmp_path / "out"), "--json"]
         done = without_torch(tmp_path, asked, ["eval", "show", str(tmp_path / "out"), "--jsonl"])
     assert done.returncode == 0, done.stderr
+    assert "PyTorch" not in done.stderr  # that it is missing is no news here
     told, *shown = [json.loads(line) for line in done.stdout.splitlines()]
     assert [result["task"] for result in told["results"]] == ["nano_problems", "nano_choice"]
     assert len(shown) == 12
