@@ -1,7 +1,7 @@
 """What builds and runs images here: docker, podman, buildah, or a program in their place.
 
-The program is what POSTTRAIN_CONTAINER_TOOL names, or ../shared/tools/container beside the checkout: `PROGRAM build …` and
-`PROGRAM run …` take the options of `podman build` and `podman run`. Where there is one it comes before podman and
+The program is what POSTTRAIN_CONTAINER_TOOL names, or ../shared/tools/container beside the checkout: `PROGRAM build …`
+and `PROGRAM run …` take the options of `podman build` and `podman run`. Where there is one it comes before podman and
 buildah, for it is there because these cannot do it alone.
 """
 
@@ -104,7 +104,7 @@ def find_engine(
     answers: Callable[[Sequence[str]], bool] = _answers,
     beside: Path = ROOT.parent,
 ) -> Engine:
-    """The engine of that name, or the first that is there; RequestError where there is none, and says what was tried."""
+    """The engine of that name, or the first that is there; RequestError says what was tried where there is none."""
     if wanted and wanted not in NAMES:
         raise RequestError(f"unknown engine '{wanted}' {suggest(wanted, NAMES)}")
     tried = []

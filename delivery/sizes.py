@@ -37,7 +37,7 @@ for folder, names, others in os.walk("/"):
 packages = {d.metadata["Name"]: d.version for d in metadata.distributions()}
 print(json.dumps({"bytes": total, "files": files, "packages": len(packages), "torch": packages.get("torch")}))
 """
-"""Runs inside an image: bytes of its files (a file of several names once; neither /proc nor mounts of other devices)."""
+"""Runs inside an image: bytes of its files (one of several names once; neither /proc nor other devices)."""
 
 
 def sizes(
@@ -76,7 +76,8 @@ def measure(target: Target, engine: Engine) -> dict[str, Any]:
 def beyond(measured: dict[str, int]) -> list[str]:
     """A sentence for each image whose bytes are beyond its limit."""
     return [
-        f"the image {name} has {size / 1e6:.0f} MB, and {TARGETS[name].limit / 1e6:.0f} are its limit (delivery/targets.py)"
+        f"the image {name} has {size / 1e6:.0f} MB, and {TARGETS[name].limit / 1e6:.0f} are its limit "
+        "(delivery/targets.py)"
         for name, size in measured.items()
         if size > TARGETS[name].limit
     ]

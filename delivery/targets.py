@@ -91,9 +91,9 @@ def digest_of_pins(root: Path = ROOT) -> str:
 
 
 def digest_of_sources(target: Target, root: Path = ROOT) -> str:
-    """SHA-256 of the sources of the packages in a target's image. Engines that look into a mount by its name only would
+    """SHA-256 of the packages in a target's image, and of the pins. Engines that know a mount by its name only would
     otherwise take an old layer for a new one."""
-    files = []
+    files = [root / name for name in PINS]
     for name in installed_packages(target.of, read_packages(root)):
         folder = root / "packages" / name
         files += [folder / "pyproject.toml", folder / "README.md"]

@@ -8,6 +8,7 @@ Then leaves out what `slim.py` names. Exit status 1 with a line where torch is n
 """
 
 import argparse
+import os
 import re
 import runpy
 import subprocess
@@ -22,10 +23,11 @@ PINS, VLLM_PINS = HERE / "constraints.txt", HERE / "constraints-vllm.txt"
 
 
 def pip(*arguments: str) -> None:
-    """One `pip install` into the environment; ends this program as pip ends where it fails."""
+    """One `pip install` into the environment, with pip's settings of the build; ends this program where it fails."""
     command = [str(ENVIRONMENT / "bin" / "python"), str(HERE / "pip"), "install", "--no-cache-dir", "--no-compile"]
     command += ["--disable-pip-version-check", "--root-user-action=ignore", "--progress-bar=off", *arguments]
-    status = subprocess.run(command, check=False).returncode
+    settings = dict(line.split("=", 1) for line in (HERE / "pip.env").read_text(encoding="utf-8").splitlines())
+    status = subprocess.run(command, env={**os.environ, **settings}, check=False).returncode
     if status:
         sys.exit(status)
 

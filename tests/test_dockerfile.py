@@ -64,7 +64,10 @@ def test_services_serve_on_their_port_and_are_asked_there(target):
     assert command.startswith('["serve", ')
     assert '"--host", "0.0.0.0"' in command
     assert words(target.name, "EXPOSE") == [str(target.port)]
-    assert f'["python", "-m", "posttrain.core.ready", "http://127.0.0.1:{target.port}"]' in words(target.name, "HEALTHCHECK")[0]
+    assert (
+        f'["python", "-m", "posttrain.core.ready", "http://127.0.0.1:{target.port}"]'
+        in words(target.name, "HEALTHCHECK")[0]
+    )
 
 
 @every_target
@@ -74,15 +77,16 @@ def test_labels_say_version_and_commit_and_change_no_layer(target):
     assert 'org.opencontainers.image.revision="$GIT_COMMIT"' in label
     own = [word for word, _ in STAGES[target.name]]
     arguments = [rest for _, rest in STAGES[target.name]]
-    assert arguments.index("GIT_COMMIT") > max(place for place, word in enumerate(own) if word == "RUN")
+    assert arguments.index("VERSION GIT_COMMIT") > max(place for place, word in enumerate(own) if word == "RUN")
 
 
 def test_what_is_installed_is_a_build_argument_wherever_a_stage_is_mounted():
     """Older builders do not look into a mount when they search for a layer that they have."""
-    for name in {"torch", *TARGETS}:
-        mounted = any("--mount" in rest for rest in words(name, "RUN"))
-        assert not mounted or "PINS" in words(name, "ARG")
-        assert name == "torch" or "SOURCES" in words(name, "ARG")
+    for name, digest in {"torch": "PINS", **dict.fromkeys(TARGETS, "SOURCES")}.items():
+        instructions = STAGES[name]
+        (declared,) = [place for place, (_, rest) in enumerate(instructions) if rest == digest]
+        installs = max(place for place, (_, rest) in enumerate(instructions) if "--mount" in rest)
+        assert declared < installs
 
 
 def test_no_address_and_no_syntax_of_one_builder_stands_in_it():
@@ -110,6 +114,9 @@ def test_an_image_is_named_after_its_version_and_latest():
 @pytest.fixture
 def miniature(tmp_path):
     """A repository of two packages, of which `lab` needs `core`."""
+    for name in PINS:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
     for name, needs in (("core", ""), ("lab", '"posttrain-core>=0.1,<0.2"'), ("data", "")):
         source = tmp_path / "packages" / name / "src" / "posttrain" / name
         source.mkdir(parents=True)
@@ -134,7 +141,10 @@ def test_the_digest_of_an_image_changes_with_what_it_holds_and_with_nothing_else
     after = digest_of_sources(lab, miniature)
     assert after != before
     (core / "src" / "posttrain" / "core" / "more.py").rename(core / "src" / "posttrain" / "core" / "other.py")
-    assert digest_of_sources(lab, miniature) not in (before, after)
+    renamed = digest_of_sources(lab, miniature)
+    assert renamed not in (before, after)
+    (miniature / "constraints.txt").write_text("torch==2.13.0")
+    assert digest_of_sources(lab, miniature) not in (before, after, renamed)
 
 
 def test_an_unknown_target_is_refused_with_the_nearest():

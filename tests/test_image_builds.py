@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 
@@ -43,8 +44,8 @@ def test_a_machine_without_an_engine_is_told_what_was_tried(tmp_path):
     with pytest.raises(RequestError) as refused:
         find_engine("", {}, there(), tmp_path)
     assert str(refused.value) == (
-        "images need a container engine: no Docker daemon answers, POSTTRAIN_CONTAINER_TOOL names no program, podman is "
-        "not there, buildah is not there; install Docker, podman or buildah"
+        "images need a container engine: no Docker daemon answers, POSTTRAIN_CONTAINER_TOOL names no program, "
+        "podman is not there, buildah is not there; install Docker, podman or buildah"
     )
 
 
@@ -67,12 +68,12 @@ def test_a_build_is_given_names_digests_and_the_indexes_of_the_environment():
     command = images.build_command(TARGETS["rollout"], engine, "cpu", index, "0123abc+")
     assert command[:2] == ["docker", "build"]
     assert command[command.index("--target") + 1] == "rollout"
-    values = dict(word.split("=", 1) for before, word in zip(command, command[1:], strict=False) if before == "--build-arg")
+    values = dict(word.split("=", 1) for before, word in pairwise(command) if before == "--build-arg")
     assert values["PIP_EXTRA_INDEX_URL"] == "file:///wheels"
     assert "PIP_INDEX_URL" not in values
     assert (values["ACCELERATOR"], values["GIT_COMMIT"]) == ("cpu", "0123abc+")
     assert len(values["PINS"]) == len(values["SOURCES"]) == 64
-    names = [word for before, word in zip(command, command[1:], strict=False) if before == "--tag"]
+    names = [word for before, word in pairwise(command) if before == "--tag"]
     assert names == [f"posttrain/rollout:{values['VERSION']}", "posttrain/rollout:latest"]
 
 

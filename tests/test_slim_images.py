@@ -118,7 +118,7 @@ def test_another_build_of_torch_than_was_asked_for_is_one_line(site, cuda, asked
         install.refuse_other_build(site, asked)
     build = {"cuda": "CPU", "cpu": "CUDA"}[asked]
     assert str(ended.value) == (
-        f"error: ACCELERATOR={asked}, but pip found torch 2.13.0, a {build} build; give the index that has the other as a "
-        "build argument, PIP_EXTRA_INDEX_URL or PIP_INDEX_URL"
+        f"error: ACCELERATOR={asked}, but pip found torch 2.13.0, a {build} build; give the index that has the other "
+        "as a build argument, PIP_EXTRA_INDEX_URL or PIP_INDEX_URL"
     )
     install.refuse_other_build(site, {"cuda": "cpu", "cpu": "cuda"}[asked])
