@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from prometheus_client import generate_latest
+from prometheus_client import REGISTRY, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -383,6 +383,16 @@ def test_a_stranger_is_refused_without_a_key_and_everybody_without_the_right_one
     assert local.post("/judge", json={}).json()["error"]["code"] == "invalid_api_key"
     with service(settings(tmp_path, url), key="sesame") as client:
         assert judged(client, item())["comparisons"][0]["preference"] is not None
+
+
+def test_a_judges_series_begin_before_its_first_game(client: TestClient):
+    assert client.get("/v1/judges").status_code == 200
+    for judge in client.get("/v1/judges").json()["judges"]:
+        assert REGISTRY.get_sample_value("posttrain_judge_cost_total", {"judge": judge}) is not None
+    assert (
+        REGISTRY.get_sample_value("posttrain_judge_requests_total", {"route": "/judge", "outcome": "budget"})
+        is not None
+    )
 
 
 def test_metrics_count_games_tokens_and_requests_without_a_text(client: TestClient):

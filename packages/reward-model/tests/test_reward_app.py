@@ -19,7 +19,7 @@ from posttrain.reward_model.functions import FunctionLimits
 from posttrain.reward_model.scoring import Scoring
 from posttrain.reward_model.settings import RewardServiceSettings
 from posttrain.reward_model.sources import load_sources
-from posttrain.reward_model.telemetry import SCORES, Distribution
+from posttrain.reward_model.telemetry import SCORES, Distribution, telemetry
 
 SECRET = "the-text-of-the-item"
 FUNCTIONS = """
@@ -402,12 +402,12 @@ def test_metrics_tell_how_the_scores_of_each_source_are_distributed(client: Test
         found = REGISTRY.get_sample_value("posttrain_reward_score_bucket", {"source": "gsm8k", "le": bound})
         return found or 0.0
 
-    before = {bound: counted(bound) for bound in ("0.125", "0.25", "1.0", "1.25", "+Inf")}
+    before = {bound: counted(bound) for bound in ("0.1", "0.2", "1.0", "1.2", "+Inf")}
     # Right and well formed 1.2, wrong and well formed 0.2, neither 0.
     items = [item(completion=text) for text in ("#### 4", "#### 5", "#### 5", "five")]
     client.post("/score", json={"sources": ["gsm8k"], "items": items})
     risen = {bound: counted(bound) - count for bound, count in before.items()}
-    assert risen == {"0.125": 1, "0.25": 3, "1.0": 3, "1.25": 4, "+Inf": 4}
+    assert risen == {"0.1": 1, "0.2": 3, "1.0": 3, "1.2": 4, "+Inf": 4}
     mean = REGISTRY.get_sample_value("posttrain_reward_request_mean_score", {"source": "gsm8k"})
     assert mean == pytest.approx((1.2 + 0.2 + 0.2 + 0) / 4)
 
@@ -416,6 +416,13 @@ def test_an_item_that_a_source_failed_on_is_no_score(client: TestClient):
     items = [item(completion="fine"), item(completion="infinite")]
     client.post("/score", json={"sources": ["infinite"], "items": items})
     assert REGISTRY.get_sample_value("posttrain_reward_request_mean_score", {"source": "infinite"}) == 1.0
+
+
+def test_a_source_has_its_series_before_it_is_asked():
+    telemetry().expect(["never-asked"])
+    for name in ("items_total", "failed_items_total", "score_count"):
+        assert REGISTRY.get_sample_value(f"posttrain_reward_{name}", {"source": "never-asked"}) == 0
+    assert REGISTRY.get_sample_value("posttrain_reward_requests_total", {"outcome": "overloaded"}) is not None
 
 
 def test_metrics_count_items_failures_batches_and_waits_without_a_text(client: TestClient, app):

@@ -37,6 +37,7 @@ class RewardService:
         die_with_parent()
         sources = load_sources(settings, on_batch=lambda name: partial(telemetry().batch, name))
         app.state.scoring = self.scoring = Scoring(sources, settings)
+        telemetry().expect(self.scoring.digests)
         # Models and libraries stay: the garbage collector need not look at them with every request of many items.
         gc.collect()
         gc.freeze()

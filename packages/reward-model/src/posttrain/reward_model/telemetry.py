@@ -8,7 +8,7 @@ Items a second: `rate(posttrain_reward_items_total[1m])`. Occupancy of batches (
 import math
 from bisect import bisect_left
 from collections import Counter as Counts
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -16,8 +16,10 @@ from prometheus_client import Counter, Gauge, Histogram
 from posttrain.reward_model.batching import BatchRecord
 
 SECONDS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
-SCORES = (-10, -5, -3, -2, -1, -0.5, -0.25, 0, 0.125, 0.25, 0.5, 0.75, 0.875, 1, 1.25, 1.5, 2, 3, 5, 10)
-"""Upper bounds of a score's bucket: those of verifiers lie from 0 to 1.2, those of reward models on both sides of 0."""
+SCORES = (-10, -5, -3, -2, -1, -0.5, -0.25, -0.01, 0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.99, 1, 1.19, 1.2, 2, 3, 5, 10)
+"""Upper bounds of a score's bucket. Those of reward models lie on both sides of 0, those of verifiers from 0 to 1.2;
+what verifiers give most has narrow buckets, in which quantiles are not far from it."""
+OUTCOMES = ("ok", "refused", "overloaded", "gone", "error")
 
 
 class Distribution(Histogram):
@@ -53,6 +55,15 @@ class Telemetry:
             ["source"],
             multiprocess_mode="mostrecent",
         )
+
+    def expect(self, sources: Iterable[str]) -> None:
+        """Has every series of these sources from the start: of one that begins with its first event Prometheus does not
+        see that event."""
+        for outcome in OUTCOMES:
+            self.requests.labels(outcome)
+        for source in sources:
+            for metric in (self.items, self.failed, self.score):
+                metric.labels(source)
 
     def scored(self, source: str, scores: Sequence[float]) -> None:
         """Counts what a source gave the items of one request, those left out that it failed on."""

@@ -11,11 +11,11 @@ SECONDS = [0.001 * 2**power for power in range(20)]
 GENERATED_TOKENS = Counter("posttrain_policy_generated_tokens", "Tokens sampled.")
 PROMPT_TOKENS = Counter("posttrain_policy_prompt_tokens", "Prompt tokens of the sequences that were started.")
 GENERATION_SECONDS = Counter("posttrain_policy_generation_seconds", "Seconds spent generating.")
-REQUESTS = Counter(
-    "posttrain_policy_requests",
-    "Requests by how they ended: completed, disconnected, deadline, overloaded, refused or failed.",
-    ["outcome"],
-)
+OUTCOMES = ("completed", "disconnected", "deadline", "overloaded", "refused", "failed")
+REQUESTS = Counter("posttrain_policy_requests", f"Requests by how they ended: {', '.join(OUTCOMES)}.", ["outcome"])
+# All there from the start: of a series that begins with its first event Prometheus does not see that event.
+for _outcome in OUTCOMES:
+    REQUESTS.labels(_outcome)
 WEIGHTS_VERSION = Gauge("posttrain_policy_weights_version", "Version that serves now.", multiprocess_mode="mostrecent")
 WAITING = Gauge("posttrain_policy_waiting_sequences", "Sequences not started yet.", multiprocess_mode="mostrecent")
 RUNNING = Gauge("posttrain_policy_running_sequences", "Sequences in flight.", multiprocess_mode="mostrecent")

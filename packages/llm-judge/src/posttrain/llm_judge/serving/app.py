@@ -105,6 +105,7 @@ def create_app(settings: JudgeServiceSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.judging = judging = Judging(settings)
+        telemetry().expect(settings.judges)
         app.state.runs = runs = Runs(judging)
         try:
             await runs.open()

@@ -4,6 +4,7 @@ Games a second: `rate(posttrain_judge_games_total{outcome="asked"}[1m])`. Money 
 `increase(posttrain_judge_cost_total[1h])`.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 from prometheus_client import Counter, Histogram
@@ -12,6 +13,8 @@ from posttrain.llm_judge.judgements import Decision
 from posttrain.llm_judge.running.progress import Tally
 
 SECONDS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
+OUTCOMES = ("ok", "refused", "budget", "gone", "unavailable", "deadline", "error")
+GAMES = ("asked", "unparsed", "stored", "failed")
 
 
 class Telemetry:
@@ -30,6 +33,19 @@ class Telemetry:
         self.tokens = Counter("posttrain_judge_tokens", "Tokens of games asked.", ["judge", "kind"])
         self.cost = Counter("posttrain_judge_cost", "Cost of games asked, where prices are known.", ["judge"])
         self.runs = Counter("posttrain_judge_runs", "Background runs that ended, by how.", ["judge", "state"])
+
+    def expect(self, judges: Iterable[str]) -> None:
+        """Has every series of these judges from the start: of one that begins with its first event Prometheus does not
+        see that event."""
+        for outcome in OUTCOMES:
+            self.requests.labels("/judge", outcome)
+            self.requests.labels("/runs", outcome)
+        for judge in judges:
+            self.cost.labels(judge)
+            for outcome in GAMES:
+                self.games.labels(judge, outcome)
+            for kind in ("prompt", "completion"):
+                self.tokens.labels(judge, kind)
 
     def answered(self, judge: str, decision: Decision) -> None:
         """Counts a game that was asked, as its answer arrives."""
