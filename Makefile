@@ -33,7 +33,7 @@ PYTEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadf
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm peer-vllm train up down compare judge tune serve chat test test-fast test-slow recipes-check lint types check-imports bench bench-check bench-plot bench-faults bench-gpu gpu-check images images-test image-sizes release sbom audit wheels nano-base constraints clean
+.PHONY: help setup vllm peer-vllm train up down compare judge tune serve chat test test-fast test-slow recipes-check lint types check-imports bench bench-check bench-plot bench-faults bench-gpu gpu-check images images-test bentos image-sizes release sbom audit wheels nano-base constraints clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -146,6 +146,9 @@ images: $(READY) ## Build every component's image with the container engine that
 
 images-test: images ## Build the images and run them: versions, services, faults, PPO in three containers (minutes; skipped without a runtime).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/containers -m 'container and not slow' --timeout 1800 $(ARGS)
+
+bentos: $(READY) ## Build the services as BentoML packages them, with this repository's wheels and pins in them (ARGS=policy).
+	python -m delivery bentos $(ARGS)
 
 image-sizes: $(READY) ## Measure the images, record them in results/bench/images.json; fails beyond their limits.
 	python -m delivery sizes $(ARGS)

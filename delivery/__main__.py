@@ -4,6 +4,7 @@ import typer
 
 from benchmarks.commands import run_command
 from delivery.audit import audit
+from delivery.bentos import bentos
 from delivery.images import images
 from delivery.pipeline import pipeline
 from delivery.release_command import release_command
@@ -18,6 +19,7 @@ app.command("release")(release_command)
 app.command()(sbom)
 app.command()(licences)
 app.command()(audit)
+app.command()(bentos)
 
 if __name__ == "__main__":
     run_command(app)

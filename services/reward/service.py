@@ -11,6 +11,7 @@ from pathlib import Path
 
 import bentoml
 
+from posttrain.core.bentos import bento_requirements
 from posttrain.core.config import read_yaml
 from posttrain.reward_model.settings import ENVIRONMENT
 
@@ -20,12 +21,9 @@ os.environ.setdefault(ENVIRONMENT, json.dumps(read_yaml(HERE / "settings.yaml"))
 # The service reads its settings when it is imported.
 from posttrain.reward_model.service import RewardService  # noqa: E402
 
-WHEELS = [f"./dist/{wheel.name}" for wheel in sorted((HERE / "dist").glob("posttrain_*.whl"))]
-SERVING = ["bentoml>=1.4.39", "fastapi>=0.115", "starlette>=0.40", "prometheus-client>=0.20"]
-
 RewardService.image = (  # type: ignore[attr-defined]
     bentoml.images.Image(python_version="3.11", lock_python_packages=False)
-    .python_packages(*WHEELS, *SERVING)
+    .python_packages(*bento_requirements(HERE, "posttrain-reward-model"))
     # Without it the wheels are not there yet when the image installs its packages.
     .build_include("dist")
 )
