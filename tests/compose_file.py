@@ -10,11 +10,11 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docker"
 FILE = FOLDER / "compose.yaml"
-_VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_]+)(?::-(?P<default>[^}]*))?\}")
+_VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_]+)(?::?-(?P<default>[^}]*))?\}")
 
 
 def interpolated(value: Any, environment: dict[str, str]) -> Any:
-    """The value with every `${NAME:-default}` filled in; KeyError for a variable without a default that is not set."""
+    """The value with every `${NAME:-default}` and `${NAME-default}` filled in; KeyError for a variable without a default that is not set."""
     if isinstance(value, dict):
         return {name: interpolated(one, environment) for name, one in value.items()}
     if isinstance(value, list):
@@ -24,7 +24,10 @@ def interpolated(value: Any, environment: dict[str, str]) -> Any:
 
     def filled(found: re.Match[str]) -> str:
         name, default = found["name"], found["default"]
-        return environment.get(name) or (default if default is not None else environment[name])
+        # With the colon an empty variable is as good as none.
+        if name in environment and (environment[name] or ":-" not in found[0]):
+            return environment[name]
+        return default if default is not None else environment[name]
 
     return _VARIABLE.sub(filled, value)
 

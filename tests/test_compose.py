@@ -195,6 +195,8 @@ def test_the_trainer_trains_the_policy_of_the_same_file_with_its_rewards():
     assert trainer["environment"]["REWARD_URL"] == "http://reward:8002"
     other = compose_file({"POLICY_URL": "http://policy-vllm:8001"})["services"]["trainer"]
     assert other["environment"]["POLICY_URL"] == "http://policy-vllm:8001"
+    alone = compose_file({"REWARD_URL": ""})["services"]["trainer"]
+    assert alone["environment"]["REWARD_URL"] == ""
     # What it trains lies where the services read checkpoints.
     assert "work:/work" in trainer["volumes"]
     assert all("work:/work:ro" in SERVICES[name]["volumes"] for name in ("policy", "reward"))
