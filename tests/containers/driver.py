@@ -29,7 +29,7 @@ class Launch:
     environment: Mapping[str, str] = field(default_factory=dict)
     mounts: tuple[Mount, ...] = ()
     tmpfs: Mapping[str, str] = field(default_factory=dict)
-    """Folder in memory to its size (`64m`); everybody may write there."""
+    """Folder in memory to its size (`64m`). Everybody may write there, unless the image has it with other rights."""
     read_only: bool = False
     """Whether everything but mounts and tmpfs is."""
     port: int | None = None

@@ -15,14 +15,15 @@ from tests.containers.driver import Container, ImageConfig, Launch
 
 def connect() -> "SdkDriver | None":
     """A driver, or None where nothing answers."""
-    import requests
-
-    import docker
+    # Not `import docker`: that alone would be this repository's folder where the SDK is not installed.
+    from docker.client import DockerClient
+    from docker.errors import DockerException
+    from requests.exceptions import RequestException
 
     try:
-        client = docker.from_env(timeout=300)
+        client = DockerClient.from_env(timeout=300)
         client.ping()
-    except (docker.errors.DockerException, requests.exceptions.RequestException):
+    except (DockerException, RequestException):
         return None
     return SdkDriver(client)
 
@@ -69,11 +70,11 @@ class SdkDriver:
         self.name = f"docker SDK at {client.api.base_url} ({version.get('Version')})"
 
     def has(self, image: str) -> bool:
-        import docker
+        from docker.errors import ImageNotFound
 
         try:
             self._client.images.get(image)
-        except docker.errors.ImageNotFound:
+        except ImageNotFound:
             return False
         return True
 

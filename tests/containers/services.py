@@ -42,9 +42,9 @@ def reward(image: str, models: Path, *arguments: str) -> Launch:
     return _service(image, ("serve", "reward", "/models/reward", "--threads", "1", *arguments), models)
 
 
-def judge(image: str, chat_url: str, *arguments: str) -> Launch:
-    """A judge service that asks the chat server at an address; its store is below /work."""
-    return _service(image, ("serve", "judge", "--judge", chat_url, *arguments), None)
+def judge(image: str, *arguments: str) -> Launch:
+    """A judge service; its store is below /work unless the arguments say otherwise."""
+    return _service(image, ("serve", "judge", *arguments), None)
 
 
 def scripted_judge(image: str, *arguments: str) -> Launch:

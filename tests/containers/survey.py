@@ -29,7 +29,6 @@ def ours(path):
     return "/site-packages/posttrain/" in path if "/site-packages/" in path else "posttrain" in path
 
 SECRET = (".pem", ".key", ".env", "id_rsa", ".netrc", ".pypirc")
-CACHES = ("/var/lib/apt/lists/", "/var/cache/apt/")
 paths = list(files())
 print(json.dumps({
     "uid": os.getuid(), "gid": os.getgid(), "prefix": sys.prefix, "cwd": os.getcwd(),
@@ -39,7 +38,7 @@ print(json.dumps({
     "kernels": sorted(path.name for path in pathlib.Path(os.environ.get("POSTTRAIN_KERNELS") or "/none").glob("*.so")),
     "ours": [path for path in paths if ours(path)],
     "keys": [path for path in paths if path.endswith(SECRET)],
-    "caches": [path for path in paths if "/.cache/" in path or path.startswith(CACHES)],
+    "caches": [path for path in paths if "/.cache/" in path or path.startswith("/var/lib/apt/lists/")],
 }))
 """
 
@@ -76,7 +75,7 @@ def secrets(environment: Iterable[str]) -> list[str]:
 def keys_among(paths: Iterable[str]) -> list[str]:
     """What looks like a private key or a file of secrets: not the certificates of authorities, which are public, nor
     what other projects ship for their own tests."""
-    public = re.compile(r"^/etc/ssl/certs/|/cacert\.pem$|/site-packages/.*/tests?/")
+    public = re.compile(r"^/etc/ssl/certs/|^/usr/lib/ssl/cert\.pem$|/cacert\.pem$|/site-packages/.*/tests?/")
     return [path for path in paths if not public.search(path)]
 
 

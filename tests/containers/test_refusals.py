@@ -31,7 +31,7 @@ def launch(request, image, models) -> Launch:
     """The service that the test's parameter names, without a key."""
     target = image(TARGETS[request.param])
     if request.param == "judge":
-        return judge(target, "http://127.0.0.1:9")
+        return judge(target, "--reward", "http://127.0.0.1:9")
     return (policy if request.param == "policy" else reward)(target, models)
 
 
@@ -106,20 +106,20 @@ def test_a_trainer_stops_at_a_service_of_another_contract_and_leaves_nothing(dri
 
 
 def test_a_trainer_on_a_full_volume_says_so_and_nothing_there_looks_finished(driver, image, models):
-    words = "stage sft --from /models/policy --data nano --data-rows 64 --out /work/sft --threads 1 --set epochs=1"
-    looking = "status=$?; find /work -name provenance.json -o -name model.safetensors; exit $status"
+    words = "stage sft --from /models/policy --data nano --data-rows 64 --out /full/sft --threads 1 --set epochs=1"
+    looking = "status=$?; find /full -name provenance.json -o -name model.safetensors; exit $status"
     launch = Launch(
         image("trainers"),
         ("-c", f"posttrain {words}; {looking}"),
         ("tini", "--", "sh"),
         mounts=(Mount(models, "/models", read_only=True),),
-        tmpfs={"/work": "2m"},
+        tmpfs={"/full": "2m"},
     )
     ran = run(driver, hardened(launch), 300)
     assert ran.status == 1, ran.output
     (line,) = ran.errors
-    assert "no space left to write /work/sft" in line
-    assert not [line for line in ran.output.splitlines() if line.startswith("/work")]
+    assert "no space left to write /full/sft" in line
+    assert not [line for line in ran.output.splitlines() if line.startswith("/full")]
 
 
 def test_a_judge_on_a_full_volume_refuses_and_keeps_what_it_had_said_to_be_stored(driver, image, key_file):
@@ -132,8 +132,9 @@ def test_a_judge_on_a_full_volume_refuses_and_keeps_what_it_had_said_to_be_store
         return httpx.post(f"{url}/judge", json=body, headers=authorised, timeout=120, trust_env=False)
 
     with serving(driver, hardened(keyed(scripted_judge(target), key_file))) as asked:
-        launch = hardened(keyed(judge(target, asked.inside_url), key_file))
-        with serving(driver, replace(launch, tmpfs={**launch.tmpfs, "/work": "4m"})) as container:
+        folders = [word for name in ("store", "runs", "records") for word in ("--set", f"{name}=/full/{name}")]
+        launch = hardened(keyed(judge(target, "--judge", asked.inside_url, *folders), key_file))
+        with serving(driver, replace(launch, tmpfs={**launch.tmpfs, "/full": "4m"})) as container:
             kept = ask(container.url, 0, 1)
             assert kept.status_code == 200, kept.text
             answers = [ask(container.url, number, 400_000) for number in range(1, 12)]

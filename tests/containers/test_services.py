@@ -39,7 +39,7 @@ def judge_service(driver, image, key_file, tmp_path_factory) -> Iterator[Contain
     work.chmod(0o777)
     target = image("llm-judge")
     with serving(driver, hardened(keyed(scripted_judge(target), key_file))) as asked:
-        launch = hardened(keyed(judge(target, asked.inside_url), key_file))
+        launch = hardened(keyed(judge(target, "--judge", asked.inside_url), key_file))
         with serving(driver, replace(launch, mounts=(*launch.mounts, Mount(work, "/work")))) as container:
             yield container
 

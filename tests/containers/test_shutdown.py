@@ -92,7 +92,7 @@ def test_a_judge_service_answers_the_judging_that_is_under_way(driver, image, wo
     target = image("llm-judge")
     slow = scripted_judge(target, "--latency", str(LONG_SECONDS))
     with serving(driver, hardened(keyed(slow, key_file))) as asked:
-        launch = hardened(keyed(judge(target, asked.inside_url), key_file))
+        launch = hardened(keyed(judge(target, "--judge", asked.inside_url), key_file))
         launch = replace(launch, mounts=(*launch.mounts, Mount(work, "/work")))
         with serving(driver, launch) as container:
             comparison = {"instruction": "Which?", "output_1": "this one", "output_2": "that one"}

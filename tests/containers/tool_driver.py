@@ -89,7 +89,7 @@ class ToolDriver:
     def config(self, image: str) -> ImageConfig:
         done = subprocess.run([*self._podman, "image", "inspect", image], capture_output=True, text=True, check=True)
         (found,) = json.loads(done.stdout)
-        return config_of({"Healthcheck": found.get("HealthCheck"), **found["Config"]})
+        return config_of({**found["Config"], "Healthcheck": found.get("Healthcheck")})
 
     def start(self, launch: Launch) -> Container:
         return ToolContainer([str(self._tool), *arguments(launch)], launch.port)
