@@ -173,9 +173,10 @@ def test_the_reward_service_has_its_verifiers_and_more_by_a_variable(monkeypatch
     monkeypatch.setenv("POSTTRAIN_API_KEY", "any")
     started = served(monkeypatch, "posttrain.reward_model.command", "reward")
     assert (started["host"], started["port"]) == ("0.0.0.0", 8002)
-    assert json.loads(started["environment"][REWARD])["sources"] == {}
+    # Which it has anyway.
+    assert json.loads(started["environment"][REWARD])["sources"] == {"verifier": "verifier"}
     (tmp_path / "mine.py").write_text("def short(prompt, completion, reference): return -len(completion)")
-    more = {"POSTTRAIN_REWARD_MODELS": f"--source short={tmp_path}/mine.py:short"}
+    more = {"POSTTRAIN_REWARD_SOURCE": f"short={tmp_path}/mine.py:short"}
     settings = served(monkeypatch, "posttrain.reward_model.command", "reward", **more)["environment"][REWARD]
     assert list(json.loads(settings)["sources"]) == ["short"]
 
