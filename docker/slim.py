@@ -2,7 +2,7 @@
 
 Left out: libraries' own tests, C++ headers where there is no compiler, torch's test programs, parts of Arrow that reach
 other machines. Compiled to bytecode: all but the many families of models in transformers, which are read as they are
-when one is loaded. That nothing left imports what went is checked in every build, module by module.
+when one is loaded. That nothing left imports what went, and no library links it, is checked in every build.
 """
 
 import ast
@@ -25,7 +25,6 @@ LEFT_OUT = (
     "pyarrow/src",
     # Arrow's clients of other machines: `datasets` and pandas reach them through fsspec.
     "pyarrow/*flight*",
-    "pyarrow/*substrait*",
     "pyarrow/*s3*",
 )
 """Below site-packages; with torch for the CPU its headers too."""
@@ -34,14 +33,15 @@ READ_AS_SOURCE = re.compile(r"/transformers/models/(?!auto/|qwen2/|qwen3/|llama/
 
 
 def slim(site: Path) -> None:
-    """Removes, checks and compiles; ends with a line for each module that would miss what went."""
+    """Removes, checks and compiles; ends with a line for each module or library that would miss what went."""
     gone = left_out(site)
     modules = {name for path in gone if (name := module_name(site, path))}
     for path in gone:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     missing = [line for path in site.rglob("*.py") for line in imports_of(site, path, modules)]
+    missing += links_of(site, gone)
     if missing:
-        sys.exit("error: left out, and imported all the same:\n" + "\n".join(missing))
+        sys.exit("error: left out, and needed all the same:\n" + "\n".join(missing))
     compile_modules(site)
 
 
@@ -86,6 +86,18 @@ def imports_of(site: Path, path: Path, gone: set[str]) -> list[str]:
         for node in _at_import(tree.body)
         for name in imported_names(node, package)
         if any(name == other or name.startswith(f"{other}.") for other in gone)
+    ]
+
+
+def links_of(site: Path, gone: list[Path]) -> list[str]:
+    """`file: library` for each library in `gone` whose name another of its package holds: a linker's entry is text."""
+    libraries = [path for path in gone if re.search(r"\.so(\.|$)", path.name)]
+    return [
+        f"{path.relative_to(site)}: {library.name}"
+        for folder in sorted({library.parent for library in libraries})
+        for path in sorted(folder.rglob("*.so*"))
+        for library in libraries
+        if library.parent == folder and library.name.encode() in path.read_bytes()
     ]
 
 

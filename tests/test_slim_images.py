@@ -88,6 +88,12 @@ def test_a_module_that_would_miss_what_went_fails_the_build(site):
     ]
 
 
+def test_a_library_that_links_what_went_fails_the_build(site):
+    (site / "pyarrow" / "libarrow.so.2600").write_bytes(b"\x7fELF\0libc.so.6\0libarrow_flight.so.2600\0")
+    with pytest.raises(SystemExit, match=r"pyarrow/libarrow\.so\.2600: libarrow_flight\.so\.2600"):
+        slim.slim(site)
+
+
 @pytest.mark.parametrize(
     ("statement", "package", "names"),
     [
