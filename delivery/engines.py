@@ -5,6 +5,7 @@ and `PROGRAM run …` take the options of `podman build` and `podman run`. Where
 buildah, for it is there because these cannot do it alone.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -28,7 +29,8 @@ class Engine:
     run: tuple[str, ...] = ()
     """Empty where it cannot run images."""
     history: tuple[str, ...] = ()
-    """Prints the size of each layer in bytes, the last one first; empty where the engine does not tell."""
+    """Prints the bytes of each layer, the last one first, as a number a line or as JSON; empty where the engine does not
+    tell."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def output(self, command: Sequence[str]) -> str:
@@ -53,8 +55,9 @@ class Engine:
         """Bytes of each layer that holds files, the base's first; None where the engine does not tell."""
         if not self.history:
             return None
-        sizes = [int(line) for line in self.output([*self.history, image]).split()]
-        return [size for size in reversed(sizes) if size]
+        said = self.output([*self.history, image])
+        sizes = [layer["size"] for layer in json.loads(said)] if said.startswith("[") else map(int, said.split())
+        return [size for size in reversed(list(sizes)) if size]
 
 
 def _docker() -> Engine:
@@ -65,7 +68,8 @@ def _docker() -> Engine:
 def _podman() -> Engine:
     # Docker's format, for OCI's has no HEALTHCHECK.
     build = ("podman", "build", "--format", "docker", "--layers")
-    history = ("podman", "history", "--human=false", "--format", "{{.Size}}")
+    # Its templates have sizes for people only.
+    history = ("podman", "history", "--format", "json")
     return Engine("podman", build, ("podman", "run", "--rm"), history)
 
 

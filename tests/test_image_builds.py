@@ -96,6 +96,12 @@ def test_a_build_whose_layers_were_there_keeps_the_time_of_the_first(tmp_path, m
     assert images.built(TARGETS["data"])["seconds"] < 0.3
 
 
+@pytest.mark.parametrize("said", ["5\n0\n300\n", '[{"size": 5}, {"size": 0}, {"size": 300}]'])
+def test_layers_are_told_from_the_base_up_without_those_that_hold_nothing(said):
+    assert Engine("podman", (), history=("sh", "-c", f"printf '%s' '{said}'")).layers("image") == [300, 5]
+    assert Engine("tool", ()).layers("image") is None
+
+
 def test_an_image_beyond_its_limit_is_named_with_both_numbers():
     limit = TARGETS["data"].limit
     assert beyond({"data": limit, "lab": 1}) == []
