@@ -29,7 +29,7 @@ class Engine:
     run: tuple[str, ...] = ()
     """Empty where it cannot run images."""
     history: tuple[str, ...] = ()
-    """Prints the bytes of each layer, the last one first, as a number a line or as JSON; empty where the engine does not
+    """Prints the bytes of each layer, the last one first, a number a line or as JSON; empty where the engine does not
     tell."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
