@@ -57,6 +57,10 @@ class Container(Protocol):
     inside_url: str
     """Of its port, from other containers."""
 
+    def ended(self, seconds: float) -> bool:
+        """Whether its first process has ended, now or within so many seconds; what the engine tidies up after it takes
+        its own time."""
+
     def wait(self, seconds: float) -> int:
         """Its exit status; TimeoutError when it runs for longer."""
 

@@ -34,6 +34,13 @@ class SdkContainer:
     def __init__(self, container: Any, url: str, inside_url: str) -> None:
         self._container, self.url, self.inside_url = container, url, inside_url
 
+    def ended(self, seconds: float) -> bool:
+        try:
+            self.wait(seconds)
+        except TimeoutError:
+            return False
+        return True
+
     def wait(self, seconds: float) -> int:
         import requests
 

@@ -46,18 +46,16 @@ def ended_under_a_request(container: Container, path: str, body: dict) -> tuple[
 
     with ThreadPoolExecutor(1) as other:
         asked = other.submit(ask)
-        time.sleep(LONG_SECONDS / 3)
+        time.sleep(LONG_SECONDS / 6)
         assert not asked.done(), "the request was to last longer"
-        began = time.monotonic()
         container.signal(signal.SIGTERM)
-        status = container.wait(120)
-        assert time.monotonic() - began < END_SECONDS
-        return status, asked.result()
+        assert container.ended(END_SECONDS), container.logs()
+        return container.wait(120), asked.result()
 
 
 def test_a_policy_service_finishes_the_generation_that_is_under_way(driver, image, models, key_file):
     with serving(driver, hardened(keyed(policy(image("rollout"), models), key_file))) as container:
-        samples = samples_for(container, LONG_SECONDS)
+        samples = samples_for(container, LONG_SECONDS / 2)
         status, answer = ended_under_a_request(container, "/v1/completions", sampling(samples))
     assert answer.status_code == 200, answer.text
     assert len(answer.json()["choices"]) == samples
@@ -116,7 +114,8 @@ def test_a_stage_that_is_stopped_says_that_it_resumes_and_does(driver, image, mo
             assert time.monotonic() < deadline, container.logs()
             time.sleep(0.1)
         container.signal(signal.SIGTERM)
-        assert container.wait(END_SECONDS) != 0
+        assert container.ended(END_SECONDS)
+        assert container.wait(60) != 0
         assert not (work / "sft" / "provenance.json").exists()
     finally:
         container.remove()

@@ -49,6 +49,10 @@ class ToolContainer:
         with open(self._log, "ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
+    def ended(self, seconds: float) -> bool:
+        first = first_process(self._mark)
+        return first is None or not psutil.wait_procs([first], timeout=seconds)[1]
+
     def wait(self, seconds: float) -> int:
         try:
             return self._process.wait(seconds)
