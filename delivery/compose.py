@@ -135,9 +135,12 @@ def down(passed_on: Sequence[str] = ()) -> NoReturn:
 
 
 def train(arguments: Sequence[str]) -> NoReturn:
-    """Becomes `posttrain train …` in the trainer's container; the services are started if they are not running."""
-    make_keys(SECRETS)
-    _become(compose_command(find_compose(), ("trainer",), "run", "--rm", "trainer", "train", *arguments))
+    """Becomes `posttrain train …` in the trainer's container. RequestError where a service that it would ask is not
+    ready: they are not started from here, since compose would start those anew that other variables were set for."""
+    for name, variable in (("policy", "POLICY_URL"), ("reward", "REWARD_URL")):
+        if variable not in os.environ and (reason := why_not_ready(f"http://127.0.0.1:{port_of(PORTS[name])}")):
+            raise RequestError(f"the {name} service is not ready ({reason}); start it with make up, or set {variable}")
+    _become(compose_command(find_compose(), ("trainer",), "run", "--rm", "--no-deps", "trainer", "train", *arguments))
 
 
 def _become(command: list[str]) -> NoReturn:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -178,9 +179,11 @@ def test_without_containers_the_command_ends_with_2_and_one_line(install: Callab
 
 
 def test_train_runs_posttrain_train_in_the_trainers_container_with_its_arguments(
-    install: Callable[..., None], calls: Callable[[], list[list[str]]], secrets: Path, monkeypatch: pytest.MonkeyPatch
+    install: Callable[..., None], calls: Callable[[], list[list[str]]], ready_port: int, monkeypatch: pytest.MonkeyPatch
 ):
     install("docker")
+    for variable in ("POSTTRAIN_POLICY_PORT", "POSTTRAIN_REWARD_PORT"):
+        monkeypatch.setenv(variable, str(ready_port))
 
     def instead(program: str, command: list[str], environment: dict[str, str]) -> None:
         raise SystemExit(subprocess.run(command, check=False).returncode)
@@ -190,7 +193,17 @@ def test_train_runs_posttrain_train_in_the_trainers_container_with_its_arguments
         compose.main(["train", "ppo", "--recipe", "nano", "--seed", "1", "--set", "ppo.steps=2"])
     file = ["--file", str(compose.FILE), "--profile", "trainer"]
     trained = ["train", "ppo", "--recipe", "nano", "--seed", "1", "--set", "ppo.steps=2"]
-    assert calls() == [["docker", "compose", *file, "run", "--rm", "trainer", *trained]]
+    assert calls() == [["docker", "compose", *file, "run", "--rm", "--no-deps", "trainer", *trained]]
+
+
+def test_train_without_the_services_says_how_to_start_them(
+    install: Callable[..., None], ready_port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    install("docker")
+    monkeypatch.setenv("POSTTRAIN_POLICY_PORT", str(ready_port))
+    monkeypatch.setenv("POSTTRAIN_REWARD_PORT", "1")
+    assert compose.main(["train", "ppo"]) == 2
+    assert re.search(r"error: the reward service is not ready \(.*\); start it with make up", capsys.readouterr().err)
 
 
 def test_keys_are_random_once_made_stay_and_only_their_folder_is_closed(tmp_path: Path):
