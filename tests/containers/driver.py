@@ -45,8 +45,8 @@ class ImageConfig:
     entrypoint: tuple[str, ...]
     command: tuple[str, ...]
     environment: tuple[str, ...]
-    healthcheck: tuple[str, ...]
-    """Its command without the leading `CMD`; empty without one."""
+    healthcheck: tuple[str, ...] | None
+    """Its command without the leading `CMD`; empty without one, None where the engine does not tell."""
 
 
 class Container(Protocol):

@@ -8,6 +8,7 @@ Each container has a network of these tests' own, where others find it by name, 
 import os
 import signal
 import uuid
+from dataclasses import replace
 from typing import Any
 
 from tests.containers.driver import Container, ImageConfig, Launch
@@ -74,6 +75,7 @@ class SdkDriver:
         self._on_host = os.environ.get("POSTTRAIN_CONTAINER_NETWORK") == "host"
         self._network = None if self._on_host else client.networks.create(f"posttrain-test-{uuid.uuid4().hex[:12]}")
         version = client.version()
+        self._podman = any(part["Name"].startswith("Podman") for part in version.get("Components") or [])
         self.name = f"docker SDK at {client.api.base_url} ({version.get('Version')})"
 
     def has(self, image: str) -> bool:
@@ -86,7 +88,9 @@ class SdkDriver:
         return True
 
     def config(self, image: str) -> ImageConfig:
-        return config_of(self._client.images.get(image).attrs["Config"])
+        config = config_of(self._client.images.get(image).attrs["Config"])
+        # Podman's API in Docker's form leaves health checks out.
+        return replace(config, healthcheck=None) if self._podman else config
 
     def start(self, launch: Launch) -> Container:
         name = f"posttrain-test-{uuid.uuid4().hex[:12]}"

@@ -87,10 +87,13 @@ def test_services_have_a_health_check_and_a_command_that_serves(driver, image, t
     config = driver.config(image(target))
     port = TARGETS[target].port
     if port is None:
-        assert (config.healthcheck, config.command) == ((), ("--help",))
+        assert config.command == ("--help",)
+        assert not config.healthcheck
         return
     assert config.command[0] == "serve"
     assert config.command[config.command.index("--host") + 1] == "0.0.0.0"
+    if config.healthcheck is None:
+        pytest.skip(f"{driver.name} does not tell health checks")
     asked = " ".join(config.healthcheck)
     assert "posttrain.core.ready" in asked
     assert f"http://127.0.0.1:{port}" in asked

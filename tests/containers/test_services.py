@@ -128,7 +128,10 @@ def test_the_health_check_tells_a_ready_service_from_none(request, driver, image
     """The command of the image's own HEALTHCHECK, at the address of the service instead of the default one."""
     container = request.getfixturevalue(f"{name}_service")
     target = image({"policy": "rollout", "reward": "reward-model", "judge": "llm-judge"}[name])
-    program, *words = driver.config(target).healthcheck
+    check = driver.config(target).healthcheck
+    if check is None:
+        pytest.skip(f"{driver.name} does not tell health checks")
+    program, *words = check
     asked = [container.inside_url if word.startswith("http://") else word for word in words]
     assert asked != words
     ran = run(driver, Launch(target, tuple(asked), (program,)))
