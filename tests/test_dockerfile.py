@@ -89,6 +89,12 @@ def test_what_is_installed_is_a_build_argument_wherever_a_stage_is_mounted():
         assert declared < installs
 
 
+def test_what_is_mounted_is_a_stage_without_steps():
+    """buildah 1.28 mounts a stage that was in its cache as it was before its first step."""
+    for name in set(re.findall(r"--mount=type=bind,from=([a-z-]+)", TEXT)):
+        assert re.search(rf"^FROM built-{name} AS {name}\nFROM", TEXT, re.MULTILINE)
+
+
 def test_no_address_and_no_syntax_of_one_builder_stands_in_it():
     assert re.findall(r"https?://(?!127\.0\.0\.1:800[123]\b)\S*", TEXT) == []
     assert "<<" not in TEXT
