@@ -102,8 +102,9 @@ def test_a_bento_carries_wheels_pins_and_settings_and_no_key(built, name):
 @pytest.mark.service
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", PACKAGES)
-def test_a_bento_serves_from_an_empty_environment(built, name, tmp_path):
+def test_a_bento_serves_from_an_empty_environment(built, name, tmp_path, request):
     environment = tmp_path / "environment"
+    request.addfinalizer(lambda: shutil.rmtree(environment))  # gigabytes
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
     outside = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "BENTOML_HOME")}

@@ -60,6 +60,7 @@ TOLD = [
     (ValueError("I/O error: Disk quota exceeded (os error 122)"), "no space left to write {path}; free some"),
     (ValueError("I/O error: Read-only file system (os error 30)"), "cannot write {path}: Read-only file system; make"),
     (RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed"), "torch could not write"),
+    (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 3681920 vs 36818"), "torch could not"),
 ]
 
 

@@ -28,8 +28,8 @@ NOT_WRITABLE = (
 """Nobody may write there, a path is a file where it should be a folder or the other way round, the disk is broken."""
 _TOLD = re.compile(r"\((?:os error|errno) (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
 """How safetensors (Rust) and Arrow tell an error of the system's."""
-_TORCH_WRITER = "PytorchStreamWriter"
-"""What torch.save says when it cannot write, and nothing about why."""
+_TORCH_WRITER = "inline_container.cc"
+"""Where torch.save fails when it cannot write; it does not say why."""
 
 
 def storage_error(error: BaseException, path: Path) -> StorageError | None:

@@ -11,12 +11,15 @@ from typing import Any
 
 import bentoml
 from bentoml._internal.server.http import instruments
+from prometheus_client import values
 
 from posttrain.core.asgi import OPEN_PATHS, ResponseTimeout, ServiceMiddleware, seeing_only
+from posttrain.core.metrics_room import roomy
 from posttrain.core.process import die_with_parent
 from posttrain.llm_judge.serving.settings import from_environment
 
 PATHS = {*OPEN_PATHS, "/metrics", "/openapi.json", "/judge", "/runs", "/runs/", "/v1/judges"}
+values.MmapedDict = roomy(values.MmapedDict)  # type: ignore[assignment,misc]
 instruments.RunnerTrafficMetricsMiddleware = seeing_only(instruments.RunnerTrafficMetricsMiddleware, PATHS)
 
 ENDING_SECONDS = 15.0

@@ -8,8 +8,10 @@ import gc
 from functools import partial
 
 import bentoml
+from prometheus_client import values
 
 from posttrain.core.asgi import ResponseTimeout, ServiceMiddleware
+from posttrain.core.metrics_room import roomy
 from posttrain.core.process import die_with_parent
 from posttrain.reward_model.app import create_app
 from posttrain.reward_model.scoring import Scoring
@@ -17,6 +19,7 @@ from posttrain.reward_model.settings import from_environment
 from posttrain.reward_model.sources import load_sources
 from posttrain.reward_model.telemetry import telemetry
 
+values.MmapedDict = roomy(values.MmapedDict)  # type: ignore[assignment,misc]
 settings = from_environment()
 app = create_app()
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import bentoml
 from bentoml._internal.server.http import instruments, traffic
+from prometheus_client import values
 
 from posttrain.core.asgi import MIB, OPEN_PATHS, ResponseTimeout, ServiceMiddleware, seeing_only
+from posttrain.core.metrics_room import roomy
 from posttrain.core.process import die_with_parent
 from posttrain.rollout.chat_page import PAGE_PATHS
 from posttrain.rollout.settings import ENVIRONMENT, PolicyServiceSettings, from_environment
@@ -30,6 +32,7 @@ PATHS = {
     "/v1/models",
     "/v1/models/",
 }
+values.MmapedDict = roomy(values.MmapedDict)  # type: ignore[assignment,misc]
 instruments.RunnerTrafficMetricsMiddleware = seeing_only(instruments.RunnerTrafficMetricsMiddleware, PATHS)
 
 
