@@ -13,10 +13,12 @@ import pytest
 from tenacity import wait_none
 
 from posttrain.core.asgi import ServiceMiddleware
+from posttrain.core.errors import StorageError
 from posttrain.llm_judge.judges import completions
 from posttrain.llm_judge.judges.scripted_server import Faults
 from posttrain.llm_judge.running import asking
 from posttrain.llm_judge.serving.app import create_app
+from posttrain.llm_judge.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))
 from judge_service import KEY, SECRET, Scripted, item, items, judged, refused, served, service, settings, wait
@@ -129,6 +131,17 @@ def test_a_reward_service_that_does_not_answer_holds_up_nobody_else_and_is_asked
             asyncio.run(scenario(address))
             assert asked == ["/v1/sources"]
             until.set()
+
+
+def test_a_store_that_cannot_be_written_is_507_with_the_reason_and_the_service_lives_on(client, monkeypatch):
+    async def full(*_, **__):
+        raise StorageError("no space left to write store.db; free some and start again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "aput", full)
+        error = refused(client, 507, {"comparisons": [item()]})
+    assert (error["code"], error["message"].partition(";")[0]) == ("no_space", "no space left to write store.db")
+    assert client.post("/judge", json={"comparisons": [item()]}).status_code == 200
 
 
 def test_an_unforeseen_failure_is_500_and_the_log_says_where_but_not_what(client, monkeypatch, caplog):
