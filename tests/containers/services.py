@@ -11,7 +11,7 @@ import httpx
 from posttrain.core.serving import free_port
 from tests.containers.driver import Container, Driver, Launch, Mount
 
-READY_SECONDS = 180.0
+READY_SECONDS = 600.0
 FUNCTIONS = ("--source", "length=/models/rewards.py:length", "--source", "slow=/models/rewards.py:slow")
 """Sources of the reward service: one at once, one after three seconds."""
 SECRET = "/run/secrets/posttrain_api_key"
