@@ -14,8 +14,10 @@ _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_]+)(?::?-(?P<default>[^}]*))?\}")
 
 
 def interpolated(value: Any, environment: dict[str, str]) -> Any:
-    """The value with every `${NAME:-default}` and `${NAME-default}` filled in; KeyError for a variable that has no default
-    and is not set."""
+    """The value with every `${NAME:-default}` and `${NAME-default}` filled in.
+
+    KeyError for a variable that is not set and has no default.
+    """
     if isinstance(value, dict):
         return {name: interpolated(one, environment) for name, one in value.items()}
     if isinstance(value, list):
