@@ -22,7 +22,11 @@ NAMES = ("docker", "tool", "podman", "buildah")
 
 @dataclass(frozen=True)
 class Engine:
-    """Commands to which the options, the image's name and the rest are appended."""
+    """Commands to which the options, the image's name and the rest are appended.
+
+    Images are run as root and under names that somebody else may hold on a registry: what was not built here is never
+    fetched.
+    """
 
     name: str
     build: tuple[str, ...]
@@ -60,9 +64,12 @@ class Engine:
         return [size for size in reversed(list(sizes)) if size]
 
 
+_NO_PULL = ("--pull", "never")
+
+
 def _docker() -> Engine:
     history = ("docker", "history", "--human=false", "--format", "{{.Size}}")
-    return Engine("docker", ("docker", "build"), ("docker", "run", "--rm"), history)
+    return Engine("docker", ("docker", "build"), ("docker", "run", "--rm", *_NO_PULL), history)
 
 
 def _podman() -> Engine:
@@ -70,7 +77,7 @@ def _podman() -> Engine:
     build = ("podman", "build", "--format", "docker", "--layers")
     # Its templates have sizes for people only.
     history = ("podman", "history", "--format", "json")
-    return Engine("podman", build, ("podman", "run", "--rm"), history)
+    return Engine("podman", build, ("podman", "run", "--rm", *_NO_PULL), history)
 
 
 def _buildah() -> Engine:
@@ -78,7 +85,7 @@ def _buildah() -> Engine:
 
 
 def _tool(path: str) -> Engine:
-    return Engine("tool", (path, "build"), (path, "run"), environment={"LAYERS": "true"})
+    return Engine("tool", (path, "build"), (path, "run", *_NO_PULL), environment={"LAYERS": "true"})
 
 
 def _answers(command: Sequence[str]) -> bool:
@@ -97,7 +104,8 @@ def _tool_path(environment: Mapping[str, str], beside: Path) -> str | None:
     if named:
         if not os.access(named, os.X_OK) or not Path(named).is_file():
             raise RequestError(f"{VARIABLE}={named} is no program")
-        return named
+        # Absolute, for a release builds in a folder of its own.
+        return str(Path(named).resolve())
     found = beside / "shared" / "tools" / "container"
     return str(found) if os.access(found, os.X_OK) else None
 
