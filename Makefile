@@ -25,7 +25,8 @@ VLLM       ?=
 VLLM_VENV  := .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
 VLLM_PIP   := $(VLLM_VENV)/bin/python -m pip --quiet --disable-pip-version-check $(PIP_ARGS)
-# Containers need no environment of ours: any Python finds the program that starts them.
+# Containers need no environment of ours: any Python of this version finds the program that starts them.
+RECENT   := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11, or not there: make … PYTHON=…" >&2; exit 2; }
 COMPOSE  := PYTHONPATH=packages/core/src $(PYTHON) -m delivery.compose
 # Tests share the cores among processes: one thread each, and each file's tests stay in one process.
 PYTEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
@@ -46,8 +47,7 @@ setup: $(READY) ## Create .venv with all packages, editable, and the tools, as c
 # The build tools come first, so that not every package builds an environment of its own for them, and all modules are
 # compiled at the end on every core: together that halves the time. (Some packages ship templates that do not compile.)
 $(READY): constraints.txt requirements-build.txt requirements-dev.txt $(wildcard packages/*/pyproject.toml packages/*/src/posttrain/*/__init__.py)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "$(PYTHON) is older than Python 3.11: make setup PYTHON=…" >&2; exit 2; }
+	@$(RECENT)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --constraint constraints.txt --requirement requirements-build.txt
 	$(PIP) install --constraint constraints.txt --no-build-isolation --no-compile \
@@ -74,6 +74,7 @@ peer-vllm: $(READY) $(VLLM_READY) ## Compare with vLLM: ids, log-probabilities, 
 
 ifeq ($(TRAINER),container)
 train:
+	@$(RECENT)
 	$(COMPOSE) train $(METHOD) --recipe $(RECIPE) --seed $(SEED) $(ARGS)
 else
 train: $(READY) ## Train METHOD=ppo and what it needs, evaluate, print the table (RECIPE=nano SEED=0 ARGS="--set …" POLICY_URL= REWARD_URL= TRAINER=container).
@@ -81,9 +82,11 @@ train: $(READY) ## Train METHOD=ppo and what it needs, evaluate, print the table
 endif
 
 up: ## Start policy, reward and judge service in containers, on 127.0.0.1 (PROFILES="observability gpu"; docker/README.md).
+	@$(RECENT)
 	$(COMPOSE) $(foreach profile,$(PROFILES),--profile $(profile)) up $(ARGS)
 
 down: ## End them; checkpoints, runs and judgements stay (ARGS=--volumes removes them).
+	@$(RECENT)
 	$(COMPOSE) down $(ARGS)
 
 compare: $(READY) ## Train every method, evaluate all alike, one table with verdicts and plots (RECIPE=nano SEEDS=0,1,2 ARGS="--methods dpo,ppo …").
@@ -144,7 +147,8 @@ gpu-check: $(READY) ## Run SFT, DPO, RM, PPO and GRPO on this machine's GPU and 
 images: $(READY) ## Build every component's image with the container engine that is there (ARGS="--target rollout …", PIP_EXTRA_INDEX_URL=…).
 	python -m delivery images $(ARGS)
 
-images-test: images ## Build the images and run them: versions, services, faults, PPO in three containers (minutes; skipped without a runtime).
+images-test: $(READY) ## Build the images and run them: versions, services, faults, PPO in three containers (minutes; ARGS="-k …" are pytest's).
+	python -m delivery images
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/containers -m 'container and not slow' --timeout 1800 $(ARGS)
 
 bentos: $(READY) ## Build the services as BentoML packages them, with this repository's wheels and pins in them (ARGS=policy).

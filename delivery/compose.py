@@ -46,10 +46,10 @@ CANDIDATES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 def find_compose() -> list[str]:
     """The command that starts compose files here: POSTTRAIN_COMPOSE, or the first of Docker's and Podman's that works.
 
-    RequestError says of each why it does not.
+    RequestError says of each why it does not, or why the named one is none.
     """
     if given := os.environ.get("POSTTRAIN_COMPOSE"):
-        return shlex.split(given)
+        return _named(given)
     reasons = []
     for command, engine in CANDIDATES:
         name = " ".join(command)
@@ -65,6 +65,16 @@ def find_compose() -> list[str]:
         f"no compose was found ({'; '.join(reasons)}); install Docker with its compose plugin or Podman with "
         "podman-compose, or start the services without containers (make serve)"
     )
+
+
+def _named(given: str) -> list[str]:
+    try:
+        command = shlex.split(given)
+    except ValueError as error:
+        raise RequestError(f"POSTTRAIN_COMPOSE={given} is no command line: {error}") from None
+    if not command or shutil.which(command[0]) is None:
+        raise RequestError(f"POSTTRAIN_COMPOSE={given} names no program; give one as in 'docker compose'")
+    return command
 
 
 def _works(command: Sequence[str]) -> bool:
@@ -177,6 +187,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PosttrainError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        print("interrupted; what was started goes on, make down ends it", file=sys.stderr)
+        return 130
     return 0
 
 

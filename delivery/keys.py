@@ -1,7 +1,7 @@
 """The keys of docker/compose.yaml's services: files in a folder that git and the images leave out.
 
 The services' own key is drawn at random where there is none; the one for OpenAI's judges is taken from OPENAI_API_KEY,
-or empty. Nothing here prints a key.
+or stays empty until that is set. Nothing here prints a key.
 """
 
 import os
@@ -30,8 +30,9 @@ def make_keys(folder: Path) -> list[Path]:
         if not own.exists() or not own.read_bytes().strip():
             _write(own, secrets.token_hex(32))
             made.append(own)
-        if not openai.exists():
-            _write(openai, os.environ.get("OPENAI_API_KEY", ""))
+        given = os.environ.get("OPENAI_API_KEY", "")
+        if not openai.exists() or (given and not openai.read_bytes().strip()):
+            _write(openai, given)
             made.append(openai)
     except OSError as error:
         raise WorkError(f"cannot write keys in {folder}: {error.strerror}") from None

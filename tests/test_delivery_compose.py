@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -103,8 +104,30 @@ def test_without_any_compose_it_says_of_each_why(install: Callable[..., None]):
 
 def test_a_compose_that_is_named_is_taken_as_it_is(install: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
     install("docker")
+    install("podman-compose")
     monkeypatch.setenv("POSTTRAIN_COMPOSE", "podman-compose --podman-path '/opt/my podman'")
     assert compose.find_compose() == ["podman-compose", "--podman-path", "/opt/my podman"]
+
+
+@pytest.mark.parametrize("named", ["no-such-compose --file x", "docker 'compose", " "])
+def test_a_compose_that_is_none_is_a_line(named: str, install: Callable[..., None], tmp_path: Path):
+    install("docker")
+    done = started(tmp_path, "down", POSTTRAIN_COMPOSE=named)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: POSTTRAIN_COMPOSE={named} ")
+
+
+def test_ctrl_c_while_services_start_says_what_becomes_of_them(
+    install: Callable[..., None], secrets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    install("docker")
+    monkeypatch.setattr(compose, "why_not_ready", interrupted)
+    assert compose.main(["up"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted; what was started goes on, make down ends it"
 
 
 def test_an_unknown_profile_is_refused():
@@ -153,10 +176,10 @@ def test_a_service_that_does_not_get_ready_is_named_with_the_command_that_shows_
         compose.wait_until_ready({"policy": ready_port, "reward": 1}, lambda name: f"docker logs {name}", seconds=0)
 
 
-def started(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def started(tmp_path: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """The command as make calls it, with a Python that has nothing but its standard library."""
     paths = os.pathsep.join([str(compose.FILE.parent.parent), str(compose.FILE.parent.parent / "packages/core/src")])
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": paths}
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": paths, **variables}
     command = [sys.executable, "-S", "-m", "delivery.compose", *arguments]
     return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
 
@@ -232,8 +255,41 @@ def test_openais_key_is_taken_from_the_environment(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "openai_api_key").read_text().strip() == "of-openai"
 
 
+def test_openais_key_that_comes_later_fills_the_empty_file_and_replaces_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    make_keys(tmp_path)
+    for key, made in (("of-openai", [tmp_path / "openai_api_key"]), ("another", [])):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        assert make_keys(tmp_path) == made
+        assert (tmp_path / "openai_api_key").read_text().strip() == "of-openai"
+
+
 def test_a_key_that_no_container_could_read_is_refused(tmp_path: Path):
     make_keys(tmp_path)
     (tmp_path / "posttrain_api_key").chmod(0o600)
     with pytest.raises(RequestError, match="chmod 644"):
         make_keys(tmp_path)
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_make_up_with_an_old_python_is_a_line_before_anything_is_started(tmp_path: Path):
+    old = tmp_path / "python3"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    done = subprocess.run(["make", "up", f"PYTHON={old}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert f"{old} is older than Python 3.11" in done.stderr
+    assert "delivery.compose" not in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_arguments_of_the_images_tests_are_none_of_their_build():
+    command = ["make", "--dry-run", "images-test", "ARGS=-k drivers"]
+    planned = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert "python -m delivery images" in planned
+    assert planned[-1].endswith("-k drivers")
