@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 
 import pytest
 
@@ -46,3 +47,34 @@ def test_what_is_written_is_what_prometheus_reads(tmp_path):
     Roomy(str(tmp_path / "counter_1.db")).write_value("metric", 7.0, 1.0)
     (found,) = mmap_dict.MmapedDict.read_all_values_from_file(str(tmp_path / "counter_1.db"))
     assert found[:2] == ("metric", 7.0)
+
+
+def test_a_file_system_that_promises_nothing_shows_its_metrics_all_the_same(tmp_path, monkeypatch):
+    def cannot(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", cannot)
+    shown_though_it_grows(tmp_path)
+    monkeypatch.delattr(os, "posix_fallocate")  # as on macOS
+    shown_though_it_grows(tmp_path)
+
+
+def test_a_file_system_in_memory_that_knows_no_promises_shows_its_metrics(tmp_path):
+    """For real, as glibc then does it: ramfs, which root may mount."""
+    folder = tmp_path / "ramfs"
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "ramfs", "ramfs", folder], check=False).returncode:
+        pytest.skip("only root may mount a file system")
+    try:
+        shown_though_it_grows(folder)
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def shown_though_it_grows(folder):
+    file = folder / "counter_1.db"
+    values = Roomy(str(file))
+    for number in range(2000):
+        values.write_value(f"a metric with a rather long name {number}", float(number), 0.0)
+    assert len(list(mmap_dict.MmapedDict.read_all_values_from_file(str(file)))) == 2000
+    file.unlink()

@@ -7,6 +7,8 @@ larger than what is written to them. A write to a page that the disk has no room
 import os
 from typing import Any
 
+from posttrain.core.files import NO_ROOM
+
 FIRST_BYTES = 1 << 16
 """What prometheus_client begins a file with."""
 LONGEST_ENTRY = 1 << 12
@@ -25,17 +27,37 @@ def roomy(mapped: type) -> type:
 
         def _init_value(self, key: str) -> Any:
             if self._used + LONGEST_ENTRY > self._capacity:
-                os.posix_fallocate(self._f.fileno(), 0, 2 * self._capacity)
+                # Not by name: somebody may have wiped the folder.
+                _promise(f"/dev/fd/{self._f.fileno()}", 2 * self._capacity)
             return super()._init_value(key)
 
     return Roomy
 
 
 def _with_room(filename: str) -> str:
-    with open(filename, "a+b") as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, max(os.fstat(file.fileno()).st_size, FIRST_BYTES))
-        except OSError:
-            os.unlink(filename)  # readers expect a beginning
-            return f"/dev/fd/{os.memfd_create('metrics')}"
+    try:
+        _promise(filename, FIRST_BYTES)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        os.unlink(filename)  # readers expect a beginning
+        return f"/dev/fd/{os.memfd_create('metrics')}"
     return filename
+
+
+def _promise(file: str, size: int) -> None:
+    """Has the disk keep `size` bytes for a file, or as many as it has; OSError where there is no room.
+
+    Not every system (macOS) and file system can promise any; there the file is what it would be without this.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    # Not opened to append: glibc does without what the file system cannot do, but for such a file.
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        os.posix_fallocate(descriptor, 0, max(os.fstat(descriptor).st_size, size))
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
+    finally:
+        os.close(descriptor)
