@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +20,20 @@ from delivery.packages import read_packages
 from delivery.release import next_steps, plan_release, release
 from posttrain.core.errors import PosttrainError, RequestError, WorkError
 from tests.miniature import write_package
+
+
+@pytest.fixture(scope="module", autouse=True)
+def gits_own_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whoever runs this may sign commits, have hooks, or no name at all, own not this clone, and be inside a hook."""
+    settings = tmp_path_factory.mktemp("git") / "config"
+    settings.write_text("[safe]\n\tdirectory = *\n")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("GIT_CONFIG_GLOBAL", str(settings))
+        patched.setenv("GIT_CONFIG_NOSYSTEM", "1")
+        for variable in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_CONFIG_PARAMETERS", "GIT_CONFIG_COUNT"):
+            patched.delenv(variable, raising=False)
+        yield
+
 
 TODAY = datetime.now(UTC).date().isoformat()
 
