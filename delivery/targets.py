@@ -96,7 +96,7 @@ def digest_of_sources(target: Target, root: Path = ROOT) -> str:
     files = [root / name for name in PINS]
     for name in installed_packages(target.of, read_packages(root)):
         folder = root / "packages" / name
-        files += [folder / "pyproject.toml", folder / "README.md"]
+        files += [path for file in ("pyproject.toml", "README.md", "LICENSE") if (path := folder / file).is_file()]
         files += [path for path in (folder / "src").rglob("*") if path.is_file() and _in_context(path)]
     return _digest(root, sorted(files))
 

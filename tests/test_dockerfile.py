@@ -149,8 +149,11 @@ def test_the_digest_of_an_image_changes_with_what_it_holds_and_with_nothing_else
     (core / "src" / "posttrain" / "core" / "more.py").rename(core / "src" / "posttrain" / "core" / "other.py")
     renamed = digest_of_sources(lab, miniature)
     assert renamed not in (before, after)
+    (core / "LICENSE").write_text("Terms.")
+    licensed = digest_of_sources(lab, miniature)
+    assert licensed not in (before, after, renamed)
     (miniature / "constraints.txt").write_text("torch==2.13.0")
-    assert digest_of_sources(lab, miniature) not in (before, after, renamed)
+    assert digest_of_sources(lab, miniature) not in (before, after, renamed, licensed)
 
 
 def test_an_unknown_target_is_refused_with_the_nearest():
