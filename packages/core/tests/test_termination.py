@@ -1,5 +1,6 @@
 """SIGTERM: an exception, or a wish to end in order that is insisted upon."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,7 +10,19 @@ import time
 
 import pytest
 
-from posttrain.core.termination import Terminated, ending_in_order, terminated_by_signal
+from posttrain.core.termination import INSISTING, Terminated, ending_in_order, terminated_by_signal
+
+
+def insisting():
+    return [thread for thread in threading.enumerate() if thread.name == INSISTING]
+
+
+@pytest.fixture(autouse=True)
+def nothing_comes_later():
+    yield
+    for timer in insisting():
+        timer.cancel()
+        timer.join()
 
 
 def end_me():
@@ -54,11 +67,27 @@ def test_work_that_does_not_end_within_its_grace_is_ended():
     assert time.monotonic() - began < 5
 
 
-def test_nothing_is_insisted_upon_once_the_work_has_ended():
-    with terminated_by_signal():
-        with ending_in_order(seconds=0.02):
+def test_a_signal_is_not_lost_on_work_that_comes_to_its_end_all_the_same():
+    with pytest.raises(Terminated), terminated_by_signal():
+        with ending_in_order(seconds=0.5):
             end_me()
-        time.sleep(0.1)
+        time.sleep(20)  # the next work, which nobody has asked
+
+
+@pytest.mark.parametrize("raised", [Terminated, ValueError, None])
+def test_nothing_is_insisted_upon_once_the_work_has_stopped_or_where_nobody_handles_it(monkeypatch, raised):
+    told = []
+    monkeypatch.setattr(threading.Timer, "run", lambda timer: timer.finished.wait(10) or told.append("too late"))
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    handled = terminated_by_signal() if raised else contextlib.nullcontext()
+    with handled, pytest.raises(raised) if raised else contextlib.nullcontext(), ending_in_order():
+        end_me()
+        (timer,) = insisting()
+        if raised:
+            raise raised
+    signal.signal(signal.SIGTERM, before)
+    timer.join(5)
+    assert (timer.is_alive(), told) == (False, [])
 
 
 def test_other_threads_are_left_alone():

@@ -15,6 +15,9 @@ STATUS = 128 + signal.SIGTERM
 GRACE_SECONDS = 7.0
 """From the signal to the exception where work was asked to stop: Docker gives a container ten before it kills it."""
 
+INSISTING = "insists on SIGTERM"
+"""Name of the thread that does."""
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM came: what heeds Ctrl-C heeds it alike."""
@@ -41,10 +44,11 @@ def terminated_by_signal() -> Iterator[None]:
 @contextmanager
 def ending_in_order(seconds: float = GRACE_SECONDS) -> Iterator[Ending]:
     """In the block the first SIGTERM asks the work to stop, which it does by raising Terminated; a second one, or so
-    many seconds, raise it wherever the work is. Without effect outside the main thread."""
-    ending = Ending()
-    insisting = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
-    insisting.daemon = True
+    many seconds, raise it wherever the work is. Work that comes to its end instead has the rest of them to put away
+    what it made: then the signal comes to whoever handles it outside. Without effect outside the main thread."""
+    ending, outside = Ending(), signal.getsignal(signal.SIGTERM)
+    insisting = threading.Timer(seconds, _insist)
+    insisting.daemon, insisting.name = True, INSISTING
 
     def ask(number: int, _: FrameType | None) -> None:
         if ending.asked:
@@ -55,8 +59,16 @@ def ending_in_order(seconds: float = GRACE_SECONDS) -> Iterator[Ending]:
     try:
         with _handling(ask):
             yield ending
-    finally:
+    except BaseException:
         insisting.cancel()
+        raise
+    if not callable(outside):  # nobody would make an exception of it
+        insisting.cancel()
+
+
+def _insist() -> None:
+    if callable(signal.getsignal(signal.SIGTERM)):  # else whoever handled it has ended meanwhile
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager
