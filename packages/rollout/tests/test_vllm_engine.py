@@ -3,13 +3,15 @@
 The real one is compared in tests/test_peer_vllm.py, in its own environment.
 """
 
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
 from posttrain.core.errors import RequestError, WorkError
+from posttrain.rollout import vllm_load
 from posttrain.rollout.sampling import Sampling
 from posttrain.rollout.vllm_engine import VllmEngine
 
@@ -208,3 +210,34 @@ def test_a_sequence_that_vllm_ended_by_itself_is_an_error(make):
     with pytest.raises(WorkError, match="ended a sequence with 'abort'"):
         finish(engine)
     assert samples[0].finish_reason is None
+
+
+@pytest.mark.parametrize(
+    ("saved", "asked", "computed"),
+    [
+        (torch.float32, "auto", "float32"),
+        (torch.bfloat16, "auto", "bfloat16"),
+        (torch.float32, "bfloat16", "bfloat16"),
+    ],
+)
+def test_on_a_gpu_vllm_computes_in_what_was_asked_for_or_saved_and_says_so(
+    small_models, monkeypatch, tmp_path, saved, asked, computed
+):
+    config = small_models[LlamaForCausalLM].config
+    config.dtype = saved
+    config.save_pretrained(tmp_path)
+    given = {}
+    arguments, llm_engine = ModuleType("vllm.engine.arg_utils"), ModuleType("vllm.v1.engine.llm_engine")
+    arguments.EngineArgs = lambda **options: given.update(options)
+    llm_engine.LLMEngine = SimpleNamespace(from_engine_args=lambda _: ToyVllm())
+    for name in ("vllm", "vllm.engine", "vllm.v1", "vllm.v1.engine"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    for module in (arguments, llm_engine):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(vllm_load, "refuse_without_vllm", lambda settings: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")
+    engine = vllm_load.load_vllm_engine(tmp_path, [END], dtype=asked)
+    assert given["dtype"] == computed
+    assert str(engine.model.dtype) == f"torch.{computed}"

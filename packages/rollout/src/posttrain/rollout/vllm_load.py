@@ -51,11 +51,10 @@ def load_vllm_engine(
     from vllm.v1.engine.llm_engine import LLMEngine
 
     model = _shell(checkpoint, dtype_on("cpu" if on_cpu else "cuda", dtype))
-    options: dict[str, Any] = {"gpu_memory_utilization": settings.memory_share, "dtype": dtype}
+    options: dict[str, Any] = {"gpu_memory_utilization": settings.memory_share}
     if on_cpu:
         options = {
             "kv_cache_memory_bytes": CPU_CACHE_BYTES,
-            "dtype": "float32",
             "enforce_eager": True,
             # vLLM 0.32 fails on a CPU where a seeded request's prompt is computed in pieces.
             "enable_chunked_prefill": False,
@@ -64,6 +63,8 @@ def load_vllm_engine(
     llm = LLMEngine.from_engine_args(
         EngineArgs(
             model=str(checkpoint),
+            # Named, for vLLM's own "auto" makes half precision of float32.
+            dtype=str(model.dtype).removeprefix("torch."),
             skip_tokenizer_init=True,
             logprobs_mode="processed_logprobs",
             max_num_seqs=max_batch,
