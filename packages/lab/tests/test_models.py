@@ -99,14 +99,18 @@ def test_dry_run_of_a_comparison_says_what_a_seed_of_all_its_arms_will_take(tmp_
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", away)
     asked = ["compare", "--methods", "dpo,simpo", "--recipe", "gsm8k", "--runs", str(tmp_path / "runs")]
+    asked += ["--seeds", "0,1,2"]
     assert command([*asked, "--dry-run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["tasks"], found["seconds"]) == ([], None)
     assert "could not be had from the Hub (no network)" in found["model_not_here"]
     assert [stage["stage"] for stage in found["forecast"]["stages"]] == ["sft", "dpo", "simpo"]
+    assert found["seeds"] == 3
     assert command([*asked, "--dry-run"]) == 0
     said = capsys.readouterr()
     assert "Memory in GiB, of 22.0" in said.out
+    hours, price = found["forecast"]["hours"], found["forecast"]["price"]
+    assert f"That is of one seed; all 3 of them: {3 * hours:.2f} hours, {3 * price:.2f} USD." in said.out
     assert "note: model 'Qwen/Qwen2.5-0.5B' is not a folder here" in said.err
     assert command(asked) == 2
 

@@ -87,6 +87,7 @@ def compare(
     from posttrain.lab.published_tables import published_beside
     from posttrain.lab.recipe import load_recipe
     from posttrain.lab.schedule import TasksFailed
+    from posttrain.lab.seeds import parse_seeds
     from posttrain.lab.tasks import joining_tasks, tasks_of
 
     given = recipe_overrides(overrides, budget)
@@ -99,7 +100,8 @@ def compare(
     jobs, threads = jobs_and_threads(loaded, jobs, root)
     given.append(f"threads={threads}")
     loaded = load_recipe(recipe, given)
-    said = forecast_on_its_card(loaded, compared_arms(loaded, methods)) if dry_run else {}
+    count = len(parse_seeds(seeds))
+    said = forecast_on_its_card(loaded, compared_arms(loaded, methods), count) if dry_run else {}
     try:
         plans = plan_comparison(loaded, methods, seeds, root)
     except ModelNotHere as error:

@@ -84,15 +84,16 @@ def forecast_recipe(recipe: "Recipe", methods: list[str], gpu: str, price: float
     }
 
 
-def forecast_on_its_card(recipe: "Recipe", methods: list[str]) -> dict[str, Any]:
-    """For a dry run: `forecast` on the card that the recipe names, or `no_forecast`, why there is none; empty where the
-    recipe names no card."""
+def forecast_on_its_card(recipe: "Recipe", methods: list[str], seeds: int = 1) -> dict[str, Any]:
+    """For a dry run: `forecast` of one seed on the card that the recipe names, with the number of `seeds` where there
+    are several, or `no_forecast`, why there is none; empty where the recipe names no card."""
     from posttrain.lab.model_shapes import ShapeNotKnown
 
     if not recipe.gpu:
         return {}
     try:
-        return {"forecast": forecast_recipe(recipe, methods, recipe.gpu)}
+        found = forecast_recipe(recipe, methods, recipe.gpu)
+        return {"forecast": found} | ({"seeds": seeds} if seeds > 1 else {})
     except ShapeNotKnown as error:
         return {"no_forecast": str(error)}
 
@@ -105,6 +106,15 @@ def show_notes(said: dict[str, Any]) -> None:
         print(f"note: no forecast: {said['no_forecast']}", file=sys.stderr)
     if said.get("forecast"):
         show_forecast(said["forecast"])
+        if said.get("seeds"):
+            print(_of_all_seeds(said["forecast"], said["seeds"]))
+
+
+def _of_all_seeds(found: dict[str, Any], seeds: int) -> str:
+    """Every seed trains all stages, SFT as well."""
+    least = "" if found["hours_complete"] else "at least "
+    price = "" if found["price"] is None else f", {seeds * found['price']:.2f} {found['currency'] or ''}".rstrip()
+    return f"That is of one seed; all {seeds} of them: {least}{seeds * found['hours']:.2f} hours{price}."
 
 
 def _plain(
