@@ -386,9 +386,12 @@ def test_a_stranger_is_refused_without_a_key_and_everybody_without_the_right_one
 
 
 def test_a_judges_series_begin_before_its_first_game(client: TestClient):
-    assert client.get("/v1/judges").status_code == 200
-    for judge in client.get("/v1/judges").json()["judges"]:
+    judges = client.get("/v1/judges").json()["judges"]
+    assert judges
+    for judge in judges:
         assert REGISTRY.get_sample_value("posttrain_judge_cost_total", {"judge": judge}) is not None
+        ended = {"judge": judge, "state": "cancelled"}
+        assert REGISTRY.get_sample_value("posttrain_judge_runs_total", ended) is not None
     assert (
         REGISTRY.get_sample_value("posttrain_judge_requests_total", {"route": "/judge", "outcome": "budget"})
         is not None

@@ -15,6 +15,7 @@ from posttrain.llm_judge.running.progress import Tally
 SECONDS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 OUTCOMES = ("ok", "refused", "budget", "gone", "unavailable", "deadline", "error")
 GAMES = ("asked", "unparsed", "stored", "failed")
+ENDS = ("done", "failed", "cancelled")
 
 
 class Telemetry:
@@ -46,6 +47,8 @@ class Telemetry:
                 self.games.labels(judge, outcome)
             for kind in ("prompt", "completion"):
                 self.tokens.labels(judge, kind)
+            for state in ENDS:
+                self.runs.labels(judge, state)
 
     def answered(self, judge: str, decision: Decision) -> None:
         """Counts a game that was asked, as its answer arrives."""
