@@ -66,3 +66,16 @@ def test_one_that_is_being_made_and_one_that_is_none_of_ours_are_left_alone(temp
     (temporary / f"{PREFIX}new" / LOCK).touch()
     remove_stale_folders()
     assert len(list(temporary.iterdir())) == 3
+
+
+def test_a_folder_of_somebody_else_is_left_alone(temporary, monkeypatch):
+    folder = temporary / f"{PREFIX}theirs"
+    folder.mkdir()
+    (folder / LOCK).touch()
+    aged(folder)
+    with monkeypatch.context() as another:
+        another.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+        remove_stale_folders()
+    assert folder.exists()
+    remove_stale_folders()
+    assert not folder.exists()

@@ -4,6 +4,7 @@ A folder is in use as long as the process that made it holds its lock, which end
 on this machine or on another one that shares the disk.
 """
 
+import os
 import shutil
 import tempfile
 import time
@@ -33,10 +34,12 @@ class WeightsFolder(tempfile.TemporaryDirectory[str]):
 
 
 def remove_stale_folders() -> None:
-    """Removes the folders, where Python puts temporary files, whose makers are gone."""
+    """Removes this user's folders, where Python puts temporary files, whose makers are gone."""
     for lock in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK}"):
         try:
-            if time.time() - lock.stat().st_mtime > STALE_SECONDS:
+            # In a place that everybody may write to, another's folder or link may lead anywhere.
+            ours = all(path.lstat().st_uid == os.getuid() for path in (lock.parent, lock))
+            if ours and time.time() - lock.lstat().st_mtime > STALE_SECONDS:
                 with FileLock(lock, timeout=0):
                     shutil.rmtree(lock.parent, ignore_errors=True)  # another process may be removing it, too
         except (Timeout, OSError):
