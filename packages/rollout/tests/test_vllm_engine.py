@@ -5,6 +5,7 @@ The real one is compared in tests/test_peer_vllm.py, in its own environment.
 
 import sys
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -227,13 +228,12 @@ def test_on_a_gpu_vllm_computes_in_what_was_asked_for_or_saved_and_says_so(
     config.dtype = saved
     config.save_pretrained(tmp_path)
     given = {}
-    arguments, llm_engine = ModuleType("vllm.engine.arg_utils"), ModuleType("vllm.v1.engine.llm_engine")
-    arguments.EngineArgs = lambda **options: given.update(options)
-    llm_engine.LLMEngine = SimpleNamespace(from_engine_args=lambda _: ToyVllm())
-    for name in ("vllm", "vllm.engine", "vllm.v1", "vllm.v1.engine"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    for module in (arguments, llm_engine):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+    arguments = SimpleNamespace(EngineArgs=lambda **options: given.update(options))
+    llm_engine = SimpleNamespace(LLMEngine=SimpleNamespace(from_engine_args=lambda _: ToyVllm()))
+    modules: dict[str, Any] = {name: ModuleType(name) for name in ("vllm", "vllm.engine", "vllm.v1", "vllm.v1.engine")}
+    modules |= {"vllm.engine.arg_utils": arguments, "vllm.v1.engine.llm_engine": llm_engine}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(vllm_load, "refuse_without_vllm", lambda settings: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
