@@ -105,7 +105,7 @@ def test_a_failed_build_is_an_error_and_leaves_no_note(tmp_path, monkeypatch):
 
 def test_a_build_whose_layers_were_there_keeps_the_time_of_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "BUILT", tmp_path)
-    tool, docker = (Engine(name, ("true",)) for name in ("tool", "docker"))
+    tool, docker = (Engine(name, ("sh", "-c", "exit 0")) for name in ("tool", "docker"))
     images.build_image(TARGETS["data"], tool)
     (note,) = tmp_path.iterdir()
     first = {**images.built(TARGETS["data"]), "seconds": 3600.0}
