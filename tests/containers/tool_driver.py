@@ -41,6 +41,7 @@ class ToolContainer:
         handle, name = tempfile.mkstemp(prefix="container-", suffix=".log")
         os.close(handle)
         self._log = Path(name)
+        self._programs: list[subprocess.Popen[bytes]] = []
         self.start()
 
     def start(self) -> None:
@@ -48,6 +49,7 @@ class ToolContainer:
         command = [self._command[0], "run", "-e", f"{MARK}={self._mark}", *self._command[1:]]
         with open(self._log, "ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._programs.append(self._process)
 
     def ended(self, seconds: float) -> bool:
         first = first_process(self._mark)
@@ -75,6 +77,8 @@ class ToolContainer:
             self.signal(signal.SIGKILL)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(0.2)
+        for process in self._programs:  # those started again had ended; their programs may still tidy up
+            process.wait()
         self._log.unlink(missing_ok=True)
 
 
