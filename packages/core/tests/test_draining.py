@@ -15,8 +15,8 @@ from posttrain.core.asgi import ServiceMiddleware
 class Served:
     """An application with an answer that waits, under a server that notes what signals come through to it."""
 
-    def __init__(self, ends_process=False):
-        self.app = ServiceMiddleware(self.answer, api_key="", ends_process=ends_process)
+    def __init__(self, drains=True):
+        self.app = ServiceMiddleware(self.answer, api_key="", drains=drains)
         self.go, self.began, self.ended, self.cancelled = asyncio.Event(), asyncio.Event(), [], 0
         self._stop = asyncio.Event()
 
@@ -59,6 +59,14 @@ class Served:
         asking = asyncio.create_task(self.http.get(path))
         await self.began.wait()
         return asking
+
+
+@pytest.fixture(autouse=True)
+def alarms(monkeypatch):
+    """What the kernel is asked for, and does not do to the tests."""
+    asked = []
+    monkeypatch.setattr(signal, "alarm", asked.append)
+    return asked
 
 
 async def signalled():
@@ -151,18 +159,28 @@ def test_a_second_signal_insists_and_the_first_is_passed_on_once(monkeypatch):
     asyncio.run(go())
 
 
-def test_the_kernel_ends_a_process_of_a_service_that_hangs(monkeypatch):
-    alarms = []
-    monkeypatch.setattr(signal, "alarm", alarms.append)
-
-    async def go(ends_process):
-        async with Served(ends_process):
+def test_the_kernel_ends_a_process_of_a_service_that_hangs(alarms):
+    async def go():
+        async with Served():
+            assert alarms == []
             await signalled()
 
-    asyncio.run(go(False))
-    assert alarms == []
-    asyncio.run(go(True))
+    asyncio.run(go())
     assert alarms == [draining.KILL_SECONDS]
+
+
+def test_a_server_that_has_ways_of_its_own_hears_of_the_signal_at_once(alarms):
+    """As the chat page of the command line, which Ctrl-C ends within seconds whatever is being answered."""
+
+    async def go():
+        async with Served(drains=False) as served:
+            asking = await served.ask("/x")
+            await signalled()
+            assert (served.ended, alarms) == ([signal.SIGTERM], [])
+            served.go.set()
+            assert (await asking).status_code == 200
+
+    asyncio.run(go())
 
 
 def test_an_application_that_no_server_runs_leaves_signals_alone():

@@ -1,9 +1,9 @@
 """One ASGI middleware that gives every service the same manners, on every route.
 
 It demands the API key (without a key: peers and Host must be loopback), refuses requests of another contract, limits
-bodies also when their length is not announced, ends those that hardly come, answers what is in flight before the server
-ends (`draining.py`), and puts `X-Posttrain-Contract` on every response. `/livez`, `/readyz` and `/healthz` are open to
-all. It knows nothing of BentoML; any ASGI server can carry it.
+bodies also when their length is not announced, ends those that hardly come, has what is in flight answered before the
+server ends where that is wanted (`draining.py`), and puts `X-Posttrain-Contract` on every response. `/livez`, `/readyz`
+and `/healthz` are open to all. It knows nothing of BentoML; any ASGI server can carry it.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from posttrain.core.draining import Draining
 from posttrain.core.keys import SERVICE_KEY, read_key
 from posttrain.core.wire import CONTRACT, CONTRACT_HEADER, DEADLINE_EXCEEDED
 
+CONTRACT_NAME, CONTRACT_NUMBER = CONTRACT_HEADER.lower().encode(), str(CONTRACT).encode()
 OPEN_PATHS = {"/livez", "/readyz", "/healthz"}
 MIB = 1 << 20
 
@@ -35,7 +36,7 @@ class ServiceMiddleware:
     `api_key` None reads `POSTTRAIN_API_KEY` or its file (`keys.py`); empty means no key. `upload_limits` maps path
     prefixes to limits in bytes that hold there instead of `max_body_bytes`. `pages` are paths that are read without
     the key where there is one: a browser that opens a page has none to send, and the page asks for it.
-    `ends_process` as in `Draining`.
+    `drains`: its server ends as `Draining` has it, and the process with it. Without it the server's own ways hold.
     """
 
     def __init__(
@@ -46,9 +47,9 @@ class ServiceMiddleware:
         max_body_bytes: int = 64 * MIB,
         upload_limits: Mapping[str, int] | None = None,
         pages: Collection[str] = (),
-        ends_process: bool = False,
+        drains: bool = False,
     ) -> None:
-        self.app = Draining(app, ends_process=ends_process)
+        self.app = Draining(app) if drains else app
         self.pages = frozenset(pages)
         self.api_key = (read_key(SERVICE_KEY) or "") if api_key is None else api_key
         self.max_body_bytes = max_body_bytes
@@ -207,8 +208,8 @@ def _too_large(limit: int) -> tuple[int, str, str]:
 def _other_contract(headers: Mapping[bytes, bytes]) -> tuple[int, str, str] | None:
     """The refusal of a request that says a contract which this service does not speak. Who says none, as openai's
     client and curl, means the routes that the contract shares with others."""
-    spoken = headers.get(CONTRACT_HEADER.lower().encode())
-    if spoken is None or spoken == str(CONTRACT).encode():
+    spoken = headers.get(CONTRACT_NAME)
+    if spoken is None or spoken == CONTRACT_NUMBER:
         return None
     number = spoken.decode() if re.fullmatch(rb"[0-9]{1,9}", spoken) else "that is no number"
     message = f"the client speaks contract {number}, this service {CONTRACT}; install matching versions of both"
@@ -218,8 +219,7 @@ def _other_contract(headers: Mapping[bytes, bytes]) -> tuple[int, str, str] | No
 def _with_contract(send: Send) -> Send:
     async def sending(event: Event) -> None:
         if event["type"] == "http.response.start":
-            header = (CONTRACT_HEADER.lower().encode(), str(CONTRACT).encode())
-            event = {**event, "headers": [*event.get("headers", []), header]}
+            event = {**event, "headers": [*event.get("headers", []), (CONTRACT_NAME, CONTRACT_NUMBER)]}
         await send(event)
 
     return sending

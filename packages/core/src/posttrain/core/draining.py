@@ -29,13 +29,11 @@ SAYS = "the service is shutting down; send the request again, here later or to a
 
 
 class Draining:
-    """Around an ASGI application; its server must run the lifespan protocol in the main thread to be heeded.
+    """Around an ASGI application whose process has nothing left to do when it has ended, and may be killed; its server
+    must run the lifespan protocol in the main thread to be heeded."""
 
-    `ends_process`: the process has nothing left to do when the service has ended, and may be killed.
-    """
-
-    def __init__(self, app: App, *, ends_process: bool = False) -> None:
-        self.app, self.ends_process = app, ends_process
+    def __init__(self, app: App) -> None:
+        self.app = app
         self._running: set[asyncio.Timeout] = set()
         self._stopping = False
         self._end: Callable[[], Any] | None = None
@@ -88,8 +86,7 @@ class Draining:
         if self._stopping:  # a second signal insists
             servers(number, frame)
             return
-        if self.ends_process:
-            signal.alarm(KILL_SECONDS)
+        signal.alarm(KILL_SECONDS)
         self._stopping, self._end = True, partial(servers, number, frame)
         loop.call_soon_threadsafe(self._begin, loop)
 

@@ -72,5 +72,5 @@ class JudgeService:
 
 JudgeService.add_asgi_middleware(ResponseTimeout, timeout=settings.deadline_seconds + ENDING_SECONDS)  # type: ignore[attr-defined]
 JudgeService.add_asgi_middleware(  # type: ignore[attr-defined]
-    ServiceMiddleware, max_body_bytes=settings.max_body_bytes, ends_process=True
+    ServiceMiddleware, max_body_bytes=settings.max_body_bytes, drains=True
 )

@@ -53,5 +53,5 @@ class RewardService:
 
 RewardService.add_asgi_middleware(ResponseTimeout, timeout=settings.deadline_seconds)  # type: ignore[attr-defined]
 RewardService.add_asgi_middleware(  # type: ignore[attr-defined]
-    ServiceMiddleware, max_body_bytes=settings.max_body_bytes, ends_process=True
+    ServiceMiddleware, max_body_bytes=settings.max_body_bytes, drains=True
 )

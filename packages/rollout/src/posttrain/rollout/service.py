@@ -98,7 +98,7 @@ def _limits() -> dict[str, Any]:
         "max_body_bytes": settings.max_body_mb * MIB,
         "upload_limits": uploads,
         "pages": PAGE_PATHS,
-        "ends_process": True,
+        "drains": True,
     }
 
 
