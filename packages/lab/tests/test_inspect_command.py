@@ -317,3 +317,14 @@ def test_a_part_of_a_character_is_shown_as_bytes(tokenizer):
     assert len(ids) > 1
     assert "".join(token_texts(tokenizer, ids)) == "\\xe2\\x82\\xac"
     assert token_texts(tokenizer, tokenizer.encode("a", add_special_tokens=False)) == ["a"]
+
+
+def test_an_answer_that_the_data_call_cut_short_is_shown_without_its_end_and_why(tmp_path, capfd):
+    row = {"prompt": "2 + 2?", "chosen": "4", "rejected": "That is", "rejected_finish_reason": "length"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
+    data = ["--set", f"data.pairs.path={tmp_path / 'pairs.jsonl'}"]
+    assert command(["data", "inspect", "nano", "--source", "pairs", *data]) == 0
+    shown = capfd.readouterr().out
+    assert "⟦4⟧⟦<|im_end|>⟧" in shown
+    assert "the end token is NOT trained, an answer was cut short" in shown
+    assert "trained in 0 of 1 rows" in shown

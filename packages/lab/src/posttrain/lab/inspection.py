@@ -50,6 +50,8 @@ class InspectedRow:
     """Whether every answer's last token is an end token with a loss, within the limit; None for prompts."""
     reference: Any = None
     """What the verifier is given."""
+    cut_short: bool = False
+    """Whether the data say of one of its answers that it was cut, so that it has no end token."""
 
     @property
     def tokens(self) -> int:
@@ -86,7 +88,8 @@ def inspect_ranking(tokenizer: PreTrainedTokenizerFast, row: Ranking, limits: Li
     length = max(map(len, rendered.sequences))
     dropped = tuple(method for method, limit in limits.items() if length > limit)
     ends = all(ids[-1] == tokenizer.eos_token_id for ids in rendered.answers)
-    return InspectedRow(row["id"], row["kind"], [prompt, *answers], length, None, dropped, ends)
+    cut = not all(row.get("finished", ()))
+    return InspectedRow(row["id"], row["kind"], [prompt, *answers], length, None, dropped, ends, cut_short=cut)
 
 
 def inspect_prompt(tokenizer: PreTrainedTokenizerFast, row: Prompt, limits: Limits) -> InspectedRow:

@@ -58,7 +58,8 @@ def _about(row: InspectedRow) -> str:
     said = [f"{row.length} tokens" + (" with the longest answer" if len(row.parts) > 1 else "")]
     if row.end_trained is not None:
         said.append(f"{row.trained} of {row.tokens} trained")
-        said.append("the end token is trained" if row.end_trained else "the end token is NOT trained")
+        not_trained = "NOT trained, an answer was cut short" if row.cut_short else "NOT trained"
+        said.append(f"the end token is {'trained' if row.end_trained else not_trained}")
     if row.dropped_by:
         said.append(f"too long for {', '.join(row.dropped_by)}")
     elif row.kept is not None and row.kept < row.length:
