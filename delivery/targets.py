@@ -38,12 +38,12 @@ _MB = 1_000_000
 TARGETS = {
     target.name: target
     for target in (
-        Target("llm-judge", 700 * _MB, port=8003),
-        Target("data", 700 * _MB),
+        Target("llm-judge", 600 * _MB, port=8003),
+        Target("data", 610 * _MB),
         Target("eval-harness", 800 * _MB),
-        Target("rollout", 1500 * _MB, port=8001),
-        Target("reward-model", 1500 * _MB, port=8002),
-        Target("trainers", 1700 * _MB),
+        Target("rollout", 1400 * _MB, port=8001),
+        Target("reward-model", 1380 * _MB, port=8002),
+        Target("trainers", 1500 * _MB),
         Target("lab", 2000 * _MB),
         Target("rollout-vllm", 2800 * _MB, package="rollout", port=8001),
     )
