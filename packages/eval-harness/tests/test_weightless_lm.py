@@ -99,6 +99,13 @@ def test_an_adapter_has_the_settings_of_the_model_under_it(tiny_checkpoint, tmp_
     assert end_tokens(2, config, generation) == end_tokens(2, *read_settings(tiny_checkpoint, None))
 
 
+@pytest.mark.parametrize("said", [{}, {"base_model_name_or_path": None}, []])
+def test_an_adapter_of_no_model_is_told(said, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(said))
+    with pytest.raises(RequestError, match=r"adapter_config\.json does not name the model that it is an adapter of"):
+        read_settings(str(tmp_path), None)
+
+
 def test_end_tokens_are_the_tokenizers_and_all_that_settings_name():
     class Settings:
         def __init__(self, named):

@@ -46,7 +46,11 @@ def _under_adapter(checkpoint: str, revision: str) -> str:
     found = find_adapter_config_file(checkpoint, revision=revision)
     if found is None or (Path(checkpoint) / "config.json").exists():
         return checkpoint
-    return str(read_json(Path(found))["base_model_name_or_path"])
+    said = read_json(Path(found))
+    base = said.get("base_model_name_or_path") if isinstance(said, dict) else None
+    if not isinstance(base, str) or not base:
+        raise RequestError(f"{found} does not name the model that it is an adapter of (base_model_name_or_path)")
+    return base
 
 
 def end_tokens(end_token: int, *settings: Any) -> list[int]:
