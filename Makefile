@@ -122,6 +122,7 @@ lint: $(READY) ## Check style and format with ruff.
 
 types: $(READY) ## Check types with mypy.
 	mypy $(SOURCES) benchmarks delivery
+	mypy docker
 
 check-imports: $(READY) ## Check that packages import one way only, and nothing heavy where it must not be.
 	lint-imports
