@@ -67,6 +67,9 @@ def test_a_reward_model_and_verifiers_answer_the_client_over_a_socket(reward_che
         assert httpx.post(f"{url}/score", headers={"Host": "example.com"}, json={}).status_code == 403
         metrics = httpx.get(f"{url}/metrics").text
         assert 'posttrain_reward_items_total{source="rm"} 3.0' in metrics
+        # A path that somebody makes up is no label: it would stay in memory for good.
+        assert 'endpoint="other"' in metrics
+        assert "/nix" not in metrics
 
         workers = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGKILL)

@@ -8,9 +8,11 @@ import gc
 from functools import partial
 
 import bentoml
+from bentoml._internal.server.http import instruments
 from prometheus_client import values
 
-from posttrain.core.asgi import ResponseTimeout, ServiceMiddleware
+from posttrain.core.asgi import OPEN_PATHS, ResponseTimeout, ServiceMiddleware, seeing_only
+from posttrain.core.keys import SERVICE_KEY, read_key
 from posttrain.core.metrics_room import roomy
 from posttrain.core.process import die_with_parent
 from posttrain.reward_model.app import create_app
@@ -19,7 +21,11 @@ from posttrain.reward_model.settings import from_environment
 from posttrain.reward_model.sources import load_sources
 from posttrain.reward_model.telemetry import telemetry
 
+PATHS = {*OPEN_PATHS, "/metrics", "/openapi.json", "/score", "/v1/sources"}
 values.MmapedDict = roomy(values.MmapedDict)  # type: ignore[assignment,misc]
+instruments.RunnerTrafficMetricsMiddleware = seeing_only(instruments.RunnerTrafficMetricsMiddleware, PATHS)
+# A key that cannot be read ends the start: the middleware is made with the first request.
+read_key(SERVICE_KEY)
 settings = from_environment()
 app = create_app()
 
