@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 import venv
 
@@ -53,6 +54,19 @@ def test_a_bento_installs_its_wheels_with_their_pins(tmp_path):
     assert bento_requirements(tmp_path, "posttrain-rollout") == [*wheels, "posttrain-rollout[service]"]
     (dist / "requirements.txt").write_text("bentoml==1.4.39\nuvloop==0.23.0\n")
     assert bento_requirements(tmp_path, "posttrain-rollout") == [*wheels, "bentoml==1.4.39", "uvloop==0.23.0"]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_key_that_cannot_be_read_ends_the_start_and_not_each_request(name, tmp_path):
+    """BentoML imports a bento's service.py before anything listens."""
+    environment = {**os.environ, "POSTTRAIN_API_KEY_FILE": str(tmp_path / "none"), "BENTOML_HOME": str(tmp_path)}
+    environment[f"POSTTRAIN_{name.upper()}"] = json.dumps(SETTINGS[name])
+    command = [sys.executable, "-c", "import service"]
+    done = subprocess.run(
+        command, cwd=ROOT / "services" / name, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert f"POSTTRAIN_API_KEY_FILE names {tmp_path}/none, which cannot be read" in done.stderr.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from bentoml._internal.server.http import instruments
 from prometheus_client import values
 
 from posttrain.core.asgi import OPEN_PATHS, ResponseTimeout, ServiceMiddleware, seeing_only
+from posttrain.core.keys import SERVICE_KEY, read_key
 from posttrain.core.metrics_room import roomy
 from posttrain.core.process import die_with_parent
 from posttrain.llm_judge.serving.settings import from_environment
@@ -25,6 +26,8 @@ instruments.RunnerTrafficMetricsMiddleware = seeing_only(instruments.RunnerTraff
 ENDING_SECONDS = 15.0
 """What a request's deadline leaves for its answer, before it is ended from outside."""
 
+# A key that cannot be read ends the start: the middleware is made with the first request.
+read_key(SERVICE_KEY)
 settings = from_environment()
 
 

@@ -14,6 +14,7 @@ from bentoml._internal.server.http import instruments, traffic
 from prometheus_client import values
 
 from posttrain.core.asgi import MIB, OPEN_PATHS, ResponseTimeout, ServiceMiddleware, seeing_only
+from posttrain.core.keys import SERVICE_KEY, read_key
 from posttrain.core.metrics_room import roomy
 from posttrain.core.process import die_with_parent
 from posttrain.rollout.chat_page import PAGE_PATHS
@@ -34,6 +35,8 @@ PATHS = {
 }
 values.MmapedDict = roomy(values.MmapedDict)  # type: ignore[assignment,misc]
 instruments.RunnerTrafficMetricsMiddleware = seeing_only(instruments.RunnerTrafficMetricsMiddleware, PATHS)
+# A key that cannot be read ends the start: the middleware is made with the first request.
+read_key(SERVICE_KEY)
 
 
 def _settings() -> PolicyServiceSettings:
