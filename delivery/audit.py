@@ -24,7 +24,15 @@ from posttrain.core.errors import RequestError, WorkError
 PINNED = ("constraints.txt", "constraints-vllm.txt")
 PROBE = 3
 """Pins that are asked about first: a mirror of the index that has no database is not asked for all of them in vain."""
-UNREACHABLE = ("connect", "resolve", "timed out", "proxy", "403 client error", "server error")
+UNREACHABLE = (
+    "connect",
+    "failed to resolve",
+    "name resolution",
+    "timed out",
+    "proxy",
+    "403 client error",
+    "server error",
+)
 """Words by which pip-audit says that its database did not answer, in lower case."""
 
 

@@ -8,6 +8,7 @@ import typer
 from delivery.checkout import checkout_root
 from delivery.release import next_steps, plan_release, release
 from delivery.release_image import build_release_image
+from posttrain.core.termination import terminated_by_signal
 
 
 def release_command(
@@ -23,5 +24,7 @@ def release_command(
     if dry_run:
         typer.echo(f"\n{plan.entries}\n\nnothing was done")
         return
-    for line in [*release(root, plan, build_release_image), *next_steps(root, plan)]:
+    with terminated_by_signal():  # as Ctrl-C, so that the worktree goes
+        made = release(root, plan, build_release_image)
+    for line in [*made, *next_steps(root, plan)]:
         typer.echo(line)

@@ -1,9 +1,12 @@
 """A release in a clone of a miniature repository: what it makes and refuses, and that a failure changes nothing."""
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
+import time
 import zipfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -280,6 +283,40 @@ def test_the_command_releases_without_an_image_where_no_engine_is(clone, monkeyp
     assert done.exit_code == 0
     assert "no image: images need a container engine: none is there" in done.output
     assert git(clone, "tag", "--list") == "data-v0.1.0"
+
+
+INTERRUPTED = """
+import time
+from pathlib import Path
+from delivery import release_command
+
+def build(tree, package):
+    Path({begun!r}).touch()
+    time.sleep(60)
+
+release_command.build_release_image = build
+from delivery.__main__ import app
+app(["release", "core", "first"])
+"""
+
+
+@pytest.mark.long
+def test_a_release_that_sigterm_ends_leaves_the_clone_as_it_was(clone, tmp_path):
+    before, begun = state(clone), tmp_path / "begun"
+    command = [sys.executable, "-c", INTERRUPTED.format(begun=str(begun))]
+    paths = os.pathsep.join(sys.path)
+    with subprocess.Popen(command, cwd=clone, env={**os.environ, "PYTHONPATH": paths}) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not begun.exists():
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            process.terminate()
+            assert process.wait(timeout=30) != 0
+        finally:
+            process.kill()
+    assert state(clone) == before
 
 
 def test_a_package_without_an_image_of_its_own_says_so(clone):
