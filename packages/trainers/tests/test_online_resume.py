@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,8 @@ from online_fakes import (
 )
 
 from posttrain.core.errors import StorageError, WorkError
-from posttrain.core.termination import Terminated
-from posttrain.trainers import learners, ppo
+from posttrain.core.termination import Terminated, ending_in_order
+from posttrain.trainers import learners, online, ppo
 
 pytestmark = pytest.mark.long
 
@@ -108,7 +109,9 @@ def test_divergence_stops_the_run_before_it_is_exported(tmp_path):
     assert not inputs.run.checkpoint.exists()
 
 
-def test_sigterm_saves_the_state_at_the_end_of_the_step_and_the_run_goes_on_to_the_same_bits(tmp_path):
+def test_sigterm_saves_the_state_at_the_end_of_the_step_and_the_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    # A busy machine takes its time.
+    monkeypatch.setattr(online, "ending_in_order", partial(ending_in_order, 600.0))
     settings = tiny_settings(steps=4, save_every=100)
     whole, broken = tiny_inputs(tmp_path, "whole"), tiny_inputs(tmp_path, "broken")
     ppo.train(settings, whole)

@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
 from posttrain.core.hashing import digest_checkpoint
 from posttrain.core.runs import RunDirectory, StageIdentity
-from posttrain.core.termination import Terminated
+from posttrain.core.termination import Terminated, ending_in_order
 from posttrain.data.sources import Source
 from posttrain.trainers import reward_model, sft, training_report
 from posttrain.trainers.resumable_trainer import COMPLETE, newest_checkpoint
@@ -82,6 +83,8 @@ def test_a_crashed_run_resumes_to_the_same_bits(run_of, dies_after):
 
 
 def test_sigterm_saves_the_state_at_the_end_of_the_step_and_the_run_goes_on_to_the_same_bits(run_of, monkeypatch):
+    # A busy machine takes its time.
+    monkeypatch.setattr(training_report, "ending_in_order", partial(ending_in_order, 600.0))
     whole = run_of("whole")
 
     def ended(self, args, state, control, **more):
