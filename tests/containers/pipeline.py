@@ -69,7 +69,9 @@ class Contained:
         self.container: Container | None = None
 
     def begin(self) -> None:
-        """Starts the trainer."""
+        """Starts the trainer; again, if it has ended, with what it left."""
+        if self.container is not None:
+            self.container.remove()
         self._began = time.monotonic()
         self.container = self._driver.start(self._trainer)
 
