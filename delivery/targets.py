@@ -40,7 +40,7 @@ TARGETS = {
     for target in (
         Target("llm-judge", 600 * _MB, port=8003),
         Target("data", 610 * _MB),
-        Target("eval-harness", 800 * _MB),
+        Target("eval-harness", 880 * _MB),
         Target("rollout", 1400 * _MB, port=8001),
         Target("reward-model", 1380 * _MB, port=8002),
         Target("trainers", 1500 * _MB),
