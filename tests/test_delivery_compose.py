@@ -289,7 +289,7 @@ def test_make_up_with_an_old_python_is_a_line_before_anything_is_started(tmp_pat
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 def test_arguments_of_the_images_tests_are_none_of_their_build():
-    command = ["make", "--dry-run", "images-test", "ARGS=-k drivers"]
+    command = ["make", "--no-print-directory", "--dry-run", "images-test", "ARGS=-k drivers"]
     planned = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     assert "python -m delivery images" in planned
     assert planned[-1].endswith("-k drivers")

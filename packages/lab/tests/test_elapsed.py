@@ -25,7 +25,7 @@ def record(folder: Path, number: int, **run) -> None:
 
 
 def runs(folder: Path) -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted((folder / FOLDER).glob("*"))]
+    return [json.loads(path.read_text()) for path in sorted((folder / FOLDER).glob("*.json"))]
 
 
 class Finished:

@@ -157,7 +157,7 @@ def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path, monkeypatch)
     reason = done(tmp_path, "")
     assert reason is not None
     assert reason.startswith(f"cannot write {tmp_path}")
-    assert reason.endswith(": Permission denied")
+    assert ": Permission denied; make it writable" in reason
 
 
 def test_stop_ends_the_worker(tmp_path):
