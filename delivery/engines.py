@@ -93,7 +93,7 @@ def _answers(command: Sequence[str]) -> bool:
     if not shutil.which(command[0]):
         return False
     try:
-        done = subprocess.run(list(command), capture_output=True, timeout=30, check=False)
+        done = subprocess.run(list(command), capture_output=True, timeout=120, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
@@ -129,5 +129,5 @@ def find_engine(
         elif answers([name, "version"]):
             return {"docker": _docker, "podman": _podman, "buildah": _buildah}[name]()
         else:
-            tried.append(f"{name} is not there" if name != "docker" else "no Docker daemon answers")
+            tried.append(f"{name} does not answer" if name != "docker" else "no Docker daemon answers")
     raise RequestError(f"images need a container engine: {', '.join(tried)}; install Docker, podman or buildah")

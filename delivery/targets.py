@@ -44,7 +44,7 @@ TARGETS = {
         Target("rollout", 1400 * _MB, port=8001),
         Target("reward-model", 1380 * _MB, port=8002),
         Target("trainers", 1500 * _MB),
-        Target("lab", 2000 * _MB),
+        Target("lab", 1820 * _MB),
         Target("rollout-vllm", 2800 * _MB, package="rollout", port=8001),
     )
 }

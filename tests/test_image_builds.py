@@ -64,7 +64,7 @@ def test_a_machine_without_an_engine_is_told_what_was_tried(tmp_path):
         find_engine("", {}, there(), tmp_path)
     assert str(refused.value) == (
         "images need a container engine: no Docker daemon answers, POSTTRAIN_CONTAINER_TOOL names no program, "
-        "podman is not there, buildah is not there; install Docker, podman or buildah"
+        "podman does not answer, buildah does not answer; install Docker, podman or buildah"
     )
 
 
@@ -73,7 +73,7 @@ def test_a_machine_without_an_engine_is_told_what_was_tried(tmp_path):
     [
         ("dokcer", {}, r"unknown engine 'dokcer' \(did you mean 'docker'\?\)"),
         ("", {"POSTTRAIN_CONTAINER_TOOL": "/nowhere/at/all"}, "POSTTRAIN_CONTAINER_TOOL=/nowhere/at/all is no program"),
-        ("podman", {}, "images need a container engine: podman is not there; .*"),
+        ("podman", {}, "images need a container engine: podman does not answer; .*"),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_a_line(tmp_path, wanted, environment, line):
