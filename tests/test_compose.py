@@ -186,9 +186,9 @@ def test_the_judges_settings_ask_services_of_the_same_file():
     urls = [judge.reward.url for judge in settings.judges.values() if judge.reward]
     urls += [policy.url for policy in settings.policies.values()]
     assert {url.removeprefix("http://") for url in urls} == {"reward:8002", "policy:8001"}
-    written = [mount for mount in SERVICES["judge"]["volumes"] if mount.endswith(":/work")]
-    assert written == ["work:/work"]
-    assert all(path.startswith("/work/") for path in (settings.store, settings.runs, settings.records))
+    written = [mount for mount in SERVICES["judge"]["volumes"] if mount.endswith(":/data")]
+    assert written == ["data:/data"]
+    assert all(path.startswith("/data/") for path in (settings.store, settings.runs, settings.records))
 
 
 def test_the_trainer_trains_the_policy_of_the_same_file_with_its_rewards():
@@ -200,8 +200,8 @@ def test_the_trainer_trains_the_policy_of_the_same_file_with_its_rewards():
     alone = compose_file({"REWARD_URL": ""})["services"]["trainer"]
     assert alone["environment"]["REWARD_URL"] == ""
     # What it trains lies where the services read checkpoints.
-    assert "work:/work" in trainer["volumes"]
-    assert all("work:/work:ro" in SERVICES[name]["volumes"] for name in ("policy", "reward"))
+    assert "data:/data" in trainer["volumes"]
+    assert all("data:/data:ro" in SERVICES[name]["volumes"] for name in ("policy", "reward"))
 
 
 @pytest.mark.parametrize("program", [("docker", "compose"), ("podman-compose",)])

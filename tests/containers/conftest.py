@@ -95,7 +95,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
-    """An empty folder as /work, in which the containers' user may write."""
+    """An empty folder as /data, in which the containers' user may write."""
     folder = tmp_path / "work"
     folder.mkdir()
     folder.chmod(0o777)

@@ -96,8 +96,8 @@ def contained(
             services.append(driver.start(hardened(keyed(replace(launch, environment=THREADS), key_file))))
         for container in services:
             wait_until_ready(container)
-        words = stage_words("/models", "/work/ppo", (services[0].inside_url, services[1].inside_url), settings)
-        mounts = (Mount(models, "/models", read_only=True), Mount(work, "/work"))
+        words = stage_words("/models", "/data/ppo", (services[0].inside_url, services[1].inside_url), settings)
+        mounts = (Mount(models, "/models", read_only=True), Mount(work, "/data"))
         trainer = Launch(images["trainers"], words, environment=THREADS, mounts=mounts)
         trained = Contained(driver, services[0], services[1], hardened(keyed(trainer, key_file)), work / "ppo")
         yield trained

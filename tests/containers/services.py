@@ -43,7 +43,7 @@ def reward(image: str, models: Path, *arguments: str) -> Launch:
 
 
 def judge(image: str, *arguments: str) -> Launch:
-    """A judge service; its store is below /work unless the arguments say otherwise."""
+    """A judge service; its store is below /data unless the arguments say otherwise."""
     return _service(image, ("serve", "judge", *arguments), None)
 
 

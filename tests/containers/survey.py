@@ -14,12 +14,12 @@ import json, os, pathlib, shutil, sys
 from importlib.metadata import distributions
 
 def files():
-    for top in ("/etc", "/home", "/models", "/opt", "/root", "/srv", "/tmp", "/usr", "/var", "/work"):
+    for top in ("/etc", "/home", "/models", "/opt", "/root", "/srv", "/tmp", "/usr", "/var", "/data"):
         for folder, folders, names in os.walk(top, onerror=lambda error: None):
             yield from (os.path.join(folder, name) for name in names)
 
 def writable():
-    folders = "/ /etc /opt /opt/posttrain /usr /usr/local /var /root /models /work /tmp".split()
+    folders = "/ /etc /opt /opt/posttrain /usr /usr/local /var /root /models /data /tmp".split()
     return [folder for folder in folders if os.access(folder, os.W_OK)]
 
 def has(*programs):

@@ -39,7 +39,7 @@ def test_the_evaluation_image_evaluates_what_a_service_holds_without_torch(drive
     with serving(driver, hardened(keyed(policy(image("rollout"), models), key_file))) as asked:
         words = ("eval", "--backend", "service", "--tokenizer", "/models/policy", "--policy-url", asked.inside_url)
         words += ("--tasks", "nano_choice", "--limit", "8", "--json")
-        mounts = (Mount(models, "/models", read_only=True), Mount(work, "/work"))
+        mounts = (Mount(models, "/models", read_only=True), Mount(work, "/data"))
         ran = run(driver, hardened(keyed(Launch(image("eval-harness"), words, mounts=mounts), key_file)), 300)
     assert ran.status == 0, ran.output
     said = json.loads(ran.output.splitlines()[-1])
@@ -60,7 +60,7 @@ def test_the_labs_table_of_containers_is_the_one_without(driver, image, models, 
     hard = [hardened(keyed(replace(launch, environment=THREADS), key_file)) for launch in launches]
     with serving(driver, hard[0]) as p, serving(driver, hard[1]) as r:
         urls = {"POLICY_URL": p.inside_url, "REWARD_URL": r.inside_url}
-        launch = Launch(image("lab"), TRAIN, environment={**THREADS, **urls}, mounts=(Mount(work, "/work"),))
+        launch = Launch(image("lab"), TRAIN, environment={**THREADS, **urls}, mounts=(Mount(work, "/data"),))
         ran = run(driver, hardened(keyed(launch, key_file)), 900)
     assert ran.status == 0, ran.output
     contained = json.loads(ran.output.splitlines()[-1])

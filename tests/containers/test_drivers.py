@@ -14,14 +14,14 @@ def test_the_tools_command_line_says_all_of_a_launch():
         ("data", "show"),
         ("python", "-c"),
         {"A": "1"},
-        (Mount(Path("/here"), "/models", read_only=True), Mount(Path("/there"), "/work")),
+        (Mount(Path("/here"), "/models", read_only=True), Mount(Path("/there"), "/data")),
         {"/tmp": "8m"},
         read_only=True,
     )
     assert arguments(launch) == [
         "-e", "A=1",
         "-v", "/here:/models:ro",
-        "-v", "/there:/work:rw",
+        "-v", "/there:/data:rw",
         "--tmpfs", "/tmp:size=8m,mode=1777",
         "--read-only", "--read-only-tmpfs=false",
         "--entrypoint", '["python", "-c"]',
@@ -59,7 +59,7 @@ def test_secrets_keys_and_tests_are_told_from_what_only_looks_like_them():
     assert secrets(environment) == ["HF_TOKEN"]
     library = "/opt/posttrain/lib/python3.11/site-packages"
     public = ["/etc/ssl/certs/ca.pem", f"{library}/certifi/cacert.pem", f"{library}/tornado/test/test.key"]
-    assert keys_among([*public, "/work/id_rsa", "/root/.env"]) == ["/work/id_rsa", "/root/.env"]
+    assert keys_among([*public, "/data/id_rsa", "/root/.env"]) == ["/data/id_rsa", "/root/.env"]
     assert own_tests([f"{library}/posttrain/core/files.py", f"{library}/posttrain/tests/x.py", "/opt/conftest.py"]) == [
         f"{library}/posttrain/tests/x.py",
         "/opt/conftest.py",

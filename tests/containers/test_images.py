@@ -34,8 +34,8 @@ def test_it_prints_the_versions_of_its_packages(driver, image, target):
 def test_it_runs_as_a_user_who_may_write_to_its_volumes_and_tmp_only(survey, target):
     found = survey(target)
     assert (found["uid"], found["gid"]) == (10001, 10001)
-    assert sorted(found["writable"]) == ["/models", "/tmp", "/work"]
-    assert (found["prefix"], found["cwd"]) == ("/opt/posttrain", "/work")
+    assert sorted(found["writable"]) == ["/data", "/models", "/tmp"]
+    assert (found["prefix"], found["cwd"]) == ("/opt/posttrain", "/data")
 
 
 @every_target

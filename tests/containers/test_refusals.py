@@ -83,8 +83,8 @@ def test_a_checkpoint_that_is_not_there_is_named(driver, image, key_file, target
 
 
 def test_a_stage_from_a_checkpoint_that_is_not_there_names_it(driver, image, work):
-    words = ("stage", "sft", "--from", "/models/none", "--data", "nano", "--out", "/work/sft")
-    ran = run(driver, hardened(Launch(image("trainers"), words, mounts=(Mount(work, "/work"),))))
+    words = ("stage", "sft", "--from", "/models/none", "--data", "nano", "--out", "/data/sft")
+    ran = run(driver, hardened(Launch(image("trainers"), words, mounts=(Mount(work, "/data"),))))
     assert ran.status == 2, ran.output
     (line,) = ran.errors
     assert "/models/none" in line
@@ -96,8 +96,8 @@ def test_a_trainer_stops_at_a_service_of_another_contract_and_leaves_nothing(dri
     stub = replace(stub, entrypoint=("tini", "--", "python"), command=("-c", OTHER_CONTRACT, str(stub.port)))
     with serving(driver, stub) as other:
         urls = ("--policy-url", other.inside_url, "--reward-url", other.inside_url)
-        words = ("stage", "ppo", "--from", "/models/policy", "--data", "nano", "--out", "/work/ppo", *urls)
-        mounts = (Mount(models, "/models", read_only=True), Mount(work, "/work"))
+        words = ("stage", "ppo", "--from", "/models/policy", "--data", "nano", "--out", "/data/ppo", *urls)
+        mounts = (Mount(models, "/models", read_only=True), Mount(work, "/data"))
         ran = run(driver, hardened(Launch(image("trainers"), words, mounts=mounts)))
     assert ran.status == 1, ran.output
     (line,) = ran.errors

@@ -40,7 +40,7 @@ def judge_service(driver, image, key_file, tmp_path_factory) -> Iterator[Contain
     target = image("llm-judge")
     with serving(driver, hardened(keyed(scripted_judge(target), key_file))) as asked:
         launch = hardened(keyed(judge(target, "--judge", asked.inside_url), key_file))
-        with serving(driver, replace(launch, mounts=(*launch.mounts, Mount(work, "/work")))) as container:
+        with serving(driver, replace(launch, mounts=(*launch.mounts, Mount(work, "/data")))) as container:
             yield container
 
 

@@ -91,7 +91,7 @@ def test_a_judge_service_answers_the_judging_that_is_under_way(driver, image, wo
     slow = scripted_judge(target, "--latency", str(LONG_SECONDS))
     with serving(driver, hardened(keyed(slow, key_file))) as asked:
         launch = hardened(keyed(judge(target, "--judge", asked.inside_url), key_file))
-        launch = replace(launch, mounts=(*launch.mounts, Mount(work, "/work")))
+        launch = replace(launch, mounts=(*launch.mounts, Mount(work, "/data")))
         with serving(driver, launch) as container:
             comparison = {"instruction": "Which?", "output_1": "this one", "output_2": "that one"}
             status, answer = ended_under_a_request(container, "/judge", {"comparisons": [comparison]})
@@ -101,9 +101,9 @@ def test_a_judge_service_answers_the_judging_that_is_under_way(driver, image, wo
 
 def test_a_stage_that_is_stopped_says_that_it_resumes_and_does(driver, image, models, work):
     """`docker stop` of a trainer: nothing looks finished, and the same command ends what was begun."""
-    words = ("stage", "sft", "--from", "/models/policy", "--data", "nano", "--out", "/work/sft")
+    words = ("stage", "sft", "--from", "/models/policy", "--data", "nano", "--out", "/data/sft")
     words += ("--data-rows", "2048", "--threads", "1", "--set", "epochs=1")
-    mounts = (Mount(models, "/models", read_only=True), Mount(work, "/work"))
+    mounts = (Mount(models, "/models", read_only=True), Mount(work, "/data"))
     launch = hardened(Launch(image("trainers"), words, mounts=mounts))
     container = driver.start(launch)
     try:
