@@ -57,7 +57,9 @@ def build_bento(name: str, root: Path = ROOT) -> str:
 
 def fill_dist(dist: Path, packages: Iterable[str], root: Path) -> None:
     """Leaves in `dist` the wheels of these packages and the pins of what they need, and nothing else."""
-    shutil.rmtree(dist, ignore_errors=True)
+    # What cannot be removed has to be told: an older wheel left there would go into the bento.
+    if dist.exists():
+        shutil.rmtree(dist)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(dist)]
     _run([*command, *(str(root / "packages" / package) for package in packages)], "the wheels", root)

@@ -1,6 +1,7 @@
 """Disks that are full, for real: small file systems in memory, which root may mount; elsewhere these are skipped."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -39,7 +40,7 @@ def small(tmp_path, request):
 
 def fill(folder: Path) -> Path:
     file = folder / "fill"
-    with open(file, "wb", buffering=0) as opened, contextlib.suppress(OSError):
+    with open(file, "wb", buffering=0) as opened, pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         while True:
             opened.write(b"x" * 1024)
     return file

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
+from posttrain.core.errors import RequestError
 from tests.containers.driver import Launch, Mount, Ran
 from tests.containers.sdk_driver import config_of
 from tests.containers.survey import canonical, keys_among, not_pinned, own, own_tests, pins, secrets
-from tests.containers.tool_driver import arguments
+from tests.containers.tool_driver import arguments, store_of
 
 
 def test_the_tools_command_line_says_all_of_a_launch():
@@ -68,3 +71,16 @@ def test_secrets_keys_and_tests_are_told_from_what_only_looks_like_them():
 
 def test_errors_are_the_lines_that_the_command_ends_with():
     assert Ran(2, "warning: a\nerror: there is no folder\n").errors == ["error: there is no folder"]
+
+
+def test_the_store_is_where_the_program_says_unless_it_is_told_another(tmp_path, monkeypatch):
+    tool = tmp_path / "container"
+    tool.write_text("store=${CONTAINER_STORE:-/some/store}\n")
+    monkeypatch.delenv("CONTAINER_STORE", raising=False)
+    assert store_of(tool) == "/some/store"
+    monkeypatch.setenv("CONTAINER_STORE", "/told")
+    assert store_of(tool) == "/told"
+    monkeypatch.delenv("CONTAINER_STORE")
+    tool.write_text("podman run\n")
+    with pytest.raises(RequestError, match="set CONTAINER_STORE"):
+        store_of(tool)

@@ -7,6 +7,7 @@ its environment; that way it can be killed, which no signal that is passed on th
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from delivery.targets import ROOT
+from posttrain.core.errors import RequestError
 from tests.containers.driver import Container, ImageConfig, Launch
 from tests.containers.sdk_driver import config_of
 
@@ -88,7 +90,7 @@ class ToolDriver:
     def __init__(self, tool: Path) -> None:
         self._tool = tool
         self.name = str(tool)
-        store = os.environ.get("CONTAINER_STORE", "/var/tmp/containers-vfs")
+        store = store_of(tool)
         self._podman = ["podman", "--root", f"{store}/root", "--runroot", f"{store}/run", "--storage-driver", "vfs"]
 
     def has(self, image: str) -> bool:
@@ -104,6 +106,14 @@ class ToolDriver:
 
     def close(self) -> None:
         """There is nothing of its own."""
+
+
+def store_of(tool: Path) -> str:
+    """Where the program keeps its images: CONTAINER_STORE, or the default in its text (`${CONTAINER_STORE:-…}`)."""
+    found = re.search(r"\$\{CONTAINER_STORE:-([^}]+)\}", tool.read_text(encoding="utf-8"))
+    if store := os.environ.get("CONTAINER_STORE") or (found and found[1]):
+        return store
+    raise RequestError(f"{tool} does not say where it keeps its images; set CONTAINER_STORE to that folder")
 
 
 def arguments(launch: Launch) -> list[str]:
@@ -125,7 +135,7 @@ def first_process(mark: str) -> psutil.Process | None:
     """The first process of the container that has this mark in its environment; None where there is none (yet)."""
     found = []
     for process in psutil.process_iter():
-        with suppress(psutil.Error):
+        with suppress(psutil.Error):  # it has ended meanwhile
             if process.environ().get(MARK) == mark:
                 found.append(process)
     # Process ids may come round; the times of birth do not.
