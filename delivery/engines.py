@@ -99,7 +99,8 @@ def _answers(command: Sequence[str]) -> bool:
     return done.returncode == 0
 
 
-def _tool_path(environment: Mapping[str, str], beside: Path) -> str | None:
+def tool_path(environment: Mapping[str, str], beside: Path) -> str | None:
+    """The program in an engine's place, absolute; None where there is none, RequestError where none is at that name."""
     named = environment.get(VARIABLE)
     if named:
         if not os.access(named, os.X_OK) or not Path(named).is_file():
@@ -122,7 +123,7 @@ def find_engine(
     tried = []
     for name in (wanted,) if wanted else NAMES:
         if name == "tool":
-            if path := _tool_path(environment, beside):
+            if path := tool_path(environment, beside):
                 return _tool(path)
             tried.append(f"{VARIABLE} names no program")
         # `docker info` ends well without a daemon, `docker version` does not.

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from delivery.engines import tool_path
 from delivery.targets import ROOT
 from posttrain.core.errors import RequestError
 from tests.containers.driver import Container, ImageConfig, Launch
@@ -29,9 +30,8 @@ END_SECONDS = 60.0
 
 def find() -> "ToolDriver | None":
     """A driver, or None where there is no such program or this user may not run it."""
-    named = os.environ.get("POSTTRAIN_CONTAINER_TOOL")
-    tool = Path(named) if named else ROOT.parent / "shared" / "tools" / "container"
-    return ToolDriver(tool) if os.access(tool, os.X_OK) and os.geteuid() == 0 and shutil.which("podman") else None
+    path = tool_path(os.environ, ROOT.parent)
+    return ToolDriver(Path(path)) if path and os.geteuid() == 0 and shutil.which("podman") else None
 
 
 class ToolContainer:
