@@ -48,7 +48,7 @@ TARGETS = {
         Target("rollout-vllm", 2800 * _MB, package="rollout", port=8001),
     )
 }
-"""Sizes measured with constraints.txt as it is, and a tenth on top."""
+"""Measured with constraints.txt as it is, and a tenth on top; that of rollout-vllm, never built yet, is a guess."""
 STOCK = tuple(name for name in TARGETS if name != "rollout-vllm")
 """What is built unless something else is asked for: vLLM's image is large, and its CPU build a community's."""
 
